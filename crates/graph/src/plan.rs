@@ -1,0 +1,500 @@
+//! The planner: which device runs what, within which memory, cut into which stages.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use crate::{
+    arena::Arena,
+    device::{Arithmetic, Device, DeviceError, KvPlan, KvType, Limits, Program, Rates, Share, Stage},
+    execution::Execution,
+    graph::{Graph, NodeId, Part, ValueId},
+    step::KV_BLOCK_TOKENS,
+};
+
+/// What the planner is asked for.
+#[derive(Clone, Debug)]
+pub struct PlanOptions {
+    /// Tokens a sequence may have; `None` takes what memory allows, up to the model's own.
+    pub context: Option<usize>,
+    /// The context the model was made for.
+    pub model_context: usize,
+    /// Sequences held at once, each with a full context.
+    pub sequences: usize,
+    /// Tokens a step: the size of a prefill chunk.
+    pub step_tokens: usize,
+    /// Wanted outputs a step.
+    pub step_outputs: usize,
+    /// Element type of the KV cache.
+    pub kv: KvType,
+    /// How products are computed.
+    pub arithmetic: Arithmetic,
+    /// Bytes each device may use, in the order of the devices; `None` takes what is available, less a reserve.
+    pub budgets: Vec<Option<u64>>,
+    /// Parts that must run on a named device.
+    pub pins: Vec<(Part, String)>,
+}
+
+impl Default for PlanOptions {
+    fn default() -> PlanOptions {
+        PlanOptions {
+            context: None,
+            model_context: 4096,
+            sequences: 1,
+            step_tokens: 512,
+            step_outputs: 1,
+            kv: KvType::default(),
+            arithmetic: Arithmetic::default(),
+            budgets: vec![],
+            pins: vec![],
+        }
+    }
+}
+
+/// Why no plan could be made.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum PlanError {
+    /// No device runs a node.
+    #[error("no device runs {node}: {reasons}")]
+    Unsupported {
+        /// The operation and its layer.
+        node: String,
+        /// What each device said.
+        reasons: String,
+    },
+    /// A pin names a device that is not there.
+    #[error("no device is named {name}; there are: {known}")]
+    UnknownDevice {
+        /// The name.
+        name: String,
+        /// The names there are.
+        known: String,
+    },
+    /// A pinned part cannot run there.
+    #[error("{part} cannot run on {device}: {reason}")]
+    Pin {
+        /// The part.
+        part: &'static str,
+        /// The device.
+        device: String,
+        /// Why not.
+        reason: String,
+    },
+    /// More context than the model was made for.
+    #[error("a context of {asked} tokens exceeds the model's own {own}")]
+    Context {
+        /// Asked for.
+        asked: usize,
+        /// The model's own.
+        own: usize,
+    },
+    /// A number that makes no plan.
+    #[error("{0} must be at least 1")]
+    Zero(&'static str),
+}
+
+/// Memory of one device under a plan, in bytes.
+#[derive(Clone, Debug, PartialEq, serde::Serialize)]
+pub struct DeviceBytes {
+    /// The device.
+    pub device: String,
+    /// Weights packed in its own memory, by part.
+    pub weights: BTreeMap<Part, u64>,
+    /// Weights read in place from the mapped file: pages that the system may drop and read again.
+    pub mapped: u64,
+    /// KV cache.
+    pub kv: u64,
+    /// Activations and working memory.
+    pub activations: u64,
+    /// What it may use.
+    pub budget: u64,
+    /// Weight bytes a token reads in decoding.
+    pub read_per_token: u64,
+    /// Its measured rates, where known.
+    #[serde(skip)]
+    pub rates: Option<Rates>,
+}
+
+impl DeviceBytes {
+    /// Weights of all parts.
+    pub fn weights_total(&self) -> u64 {
+        self.weights.values().sum()
+    }
+
+    /// Everything the device must hold.
+    pub fn total(&self) -> u64 {
+        self.weights_total() + self.kv + self.activations
+    }
+
+    /// Bytes by which the budget falls short; 0 where everything fits.
+    pub fn short_by(&self) -> u64 {
+        self.total().saturating_sub(self.budget)
+    }
+}
+
+/// A placement of every node, with memory and stages. Prints itself (`Display`) as a table.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// Device index of each node.
+    pub placement: Vec<usize>,
+    /// Runs of nodes on one device, in order.
+    pub stages: Vec<Stage>,
+    /// Names of the devices.
+    pub devices: Vec<String>,
+    /// The largest step.
+    pub limits: Limits,
+    /// The KV cache.
+    pub kv: KvPlan,
+    /// How products are computed.
+    pub arithmetic: Arithmetic,
+    /// Memory by device.
+    pub bytes: Vec<DeviceBytes>,
+    /// Where a node was not placed on the first device, and why.
+    pub fallbacks: Vec<String>,
+    /// Sequences held at once.
+    pub sequences: usize,
+    /// What was asked of the context, and what the model was made for.
+    pub context_asked: Option<usize>,
+    /// The model's own context.
+    pub model_context: usize,
+    pub(crate) arenas: Vec<Arena>,
+    pub(crate) summary: Vec<crate::report::PartRow>,
+}
+
+/// Tokens of the smallest context the planner proposes by itself, and the grain of its proposals.
+const CONTEXT_GRAIN: usize = 256;
+
+/// Places every node of `graph` on `devices`, given in order of preference.
+///
+/// A unit (one part of one layer, so that attention stays with its KV cache) goes to the first device that supports
+/// all of it and has room. Where no device supports a whole unit, its nodes are placed one by one. Where no device has
+/// room, the last that supports the unit takes it and the plan reports the shortage.
+///
+/// # Errors
+/// Where a node is supported nowhere, a pin cannot be kept, or the options make no plan.
+pub fn plan(graph: &Graph, devices: &[&dyn Device], options: &PlanOptions) -> Result<Plan, PlanError> {
+    for (what, number) in [
+        ("sequences", options.sequences),
+        ("tokens a step", options.step_tokens),
+        ("outputs a step", options.step_outputs),
+        ("the context", options.context.unwrap_or(1)),
+        ("the model's context", options.model_context),
+    ] {
+        if number == 0 {
+            return Err(PlanError::Zero(what));
+        }
+    }
+    let planner = Planner::new(graph, devices, options)?;
+    if let Some(asked) = options.context {
+        if asked > options.model_context {
+            return Err(PlanError::Context { asked, own: options.model_context });
+        }
+        return planner.with_context(asked);
+    }
+    let whole = planner.with_context(options.model_context)?;
+    if !whole.is_short() {
+        return Ok(whole);
+    }
+    // The largest multiple of the grain that fits; the smallest of all where none does, with its shortage.
+    let (mut low, mut high) = (1, options.model_context.div_ceil(CONTEXT_GRAIN));
+    while low < high {
+        let middle = (low + high).div_ceil(2);
+        let fits = !planner.with_context((middle * CONTEXT_GRAIN).min(options.model_context))?.is_short();
+        if fits { low = middle } else { high = middle - 1 }
+    }
+    planner.with_context((low * CONTEXT_GRAIN).min(options.model_context))
+}
+
+impl Plan {
+    /// Whether a device lacks memory for its share.
+    pub fn is_short(&self) -> bool {
+        self.bytes.iter().any(|bytes| bytes.short_by() > 0)
+    }
+
+    /// Compiles every device's share. `progress` hears (bytes of weights done, bytes of all weights).
+    ///
+    /// # Errors
+    /// What the devices report.
+    pub fn compile(
+        self,
+        graph: Arc<Graph>,
+        devices: &[&dyn Device],
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<Execution, DeviceError> {
+        let total: u64 = graph.weights().iter().map(|weight| weight.data.len() as u64).sum();
+        let mut before = 0;
+        let mut programs: Vec<Option<Box<dyn Program>>> = Vec::new();
+        for (index, device) in devices.iter().enumerate() {
+            let stages: Vec<&Stage> = self.stages.iter().filter(|stage| stage.device == index).collect();
+            if stages.is_empty() {
+                programs.push(None);
+                continue;
+            }
+            let share = Share {
+                graph: &graph,
+                stages,
+                arena: &self.arenas[index],
+                kv: &self.kv,
+                limits: self.limits,
+                arithmetic: self.arithmetic,
+            };
+            let mut done = 0;
+            programs.push(Some(device.compile(&share, &mut |bytes| {
+                done = bytes;
+                progress(before + bytes, total);
+            })?));
+            before += done;
+        }
+        Ok(Execution::new(graph, self, programs))
+    }
+}
+
+struct Planner<'a> {
+    graph: &'a Graph,
+    devices: &'a [&'a dyn Device],
+    options: &'a PlanOptions,
+    units: Vec<Vec<NodeId>>,
+    budgets: Vec<u64>,
+}
+
+impl<'a> Planner<'a> {
+    fn new(graph: &'a Graph, devices: &'a [&'a dyn Device], options: &'a PlanOptions) -> Result<Self, PlanError> {
+        for (_, name) in &options.pins {
+            if !devices.iter().any(|device| device.name() == name) {
+                let known = devices.iter().map(|device| device.name()).collect::<Vec<_>>().join(", ");
+                return Err(PlanError::UnknownDevice { name: name.clone(), known });
+            }
+        }
+        let mut units: Vec<Vec<NodeId>> = Vec::new();
+        for id in graph.node_ids() {
+            let of = |id: NodeId| (graph.node(id).part, graph.node(id).layer);
+            match units.last_mut() {
+                Some(unit) if of(unit[0]) == of(id) => unit.push(id),
+                _ => units.push(vec![id]),
+            }
+        }
+        // A tenth stays free for the system where no budget is given.
+        let budget = |index: usize, device: &dyn Device| {
+            let given = options.budgets.get(index).copied().flatten();
+            given.unwrap_or_else(|| device.memory().available_bytes / 10 * 9)
+        };
+        let budgets = devices.iter().enumerate().map(|(index, device)| budget(index, *device)).collect();
+        Ok(Planner { graph, devices, options, units, budgets })
+    }
+
+    fn with_context(&self, context: usize) -> Result<Plan, PlanError> {
+        let limits = Limits {
+            tokens: self.options.step_tokens.min(context),
+            outputs: self.options.step_outputs.min(self.options.step_tokens),
+            context,
+        };
+        let kv = self.kv_plan(&limits);
+        let (placement, fallbacks) = self.place(&kv, &limits)?;
+        let stages = stages(self.graph, &placement);
+        let arenas: Vec<Arena> =
+            (0..self.devices.len()).map(|device| Arena::new(self.graph, &stages, device, &limits)).collect();
+        let bytes = (0..self.devices.len())
+            .map(|device| self.device_bytes(device, &placement, &kv, &limits, arenas[device].bytes()))
+            .collect();
+        let summary = crate::report::summarise(self.graph, &placement, self.devices.len());
+        Ok(Plan {
+            placement,
+            stages,
+            devices: self.devices.iter().map(|device| device.name().to_owned()).collect(),
+            limits,
+            kv,
+            arithmetic: self.options.arithmetic,
+            bytes,
+            fallbacks,
+            sequences: self.options.sequences,
+            context_asked: self.options.context,
+            model_context: self.options.model_context,
+            arenas,
+            summary,
+        })
+    }
+
+    /// A group with a window needs blocks for the window and one step, however long the context.
+    fn kv_plan(&self, limits: &Limits) -> KvPlan {
+        let whole = limits.context.div_ceil(KV_BLOCK_TOKENS);
+        let blocks = self.graph.windows().iter().map(|window| {
+            let needed = window.map_or(whole, |window| (window + limits.tokens).div_ceil(KV_BLOCK_TOKENS) + 1);
+            needed.min(whole).saturating_mul(self.options.sequences)
+        });
+        KvPlan { dtype: self.options.kv, blocks: blocks.collect() }
+    }
+
+    fn place(&self, kv: &KvPlan, limits: &Limits) -> Result<(Vec<usize>, Vec<String>), PlanError> {
+        let mut placement = vec![usize::MAX; self.graph.nodes().len()];
+        let mut fallbacks = Vec::new();
+        let mut left: Vec<u64> = (0..self.devices.len())
+            .map(|d| self.budgets[d].saturating_sub(self.devices[d].scratch_bytes(self.graph, limits)))
+            .collect();
+        for unit in &self.units {
+            let choice = self.choose(unit, kv, &left)?;
+            for (node, device) in choice.devices {
+                placement[node.index()] = device;
+                left[device] = left[device].saturating_sub(self.node_bytes(node, device, kv));
+            }
+            fallbacks.extend(choice.reason);
+        }
+        fallbacks.dedup();
+        Ok((placement, fallbacks))
+    }
+
+    fn choose(&self, unit: &[NodeId], kv: &KvPlan, left: &[u64]) -> Result<Choice, PlanError> {
+        let first = self.graph.node(unit[0]);
+        let whole = |device: usize, reason: Option<String>| Choice {
+            devices: unit.iter().map(|node| (*node, device)).collect(),
+            reason,
+        };
+        let refusal =
+            |device: usize| unit.iter().find_map(|node| self.devices[device].supports(self.graph, *node).err());
+        if let Some((part, name)) = self.options.pins.iter().find(|(part, _)| *part == first.part) {
+            let device = self.devices.iter().position(|d| d.name() == name).expect("checked in new");
+            return match refusal(device) {
+                None => Ok(whole(device, None)),
+                Some(reason) => Err(PlanError::Pin { part: part.name(), device: name.clone(), reason }),
+            };
+        }
+        let label = || match first.layer {
+            Some(layer) => format!("{} of layer {layer}", first.part.name()),
+            None => first.part.name().to_owned(),
+        };
+        let mut reasons = Vec::new();
+        let mut last_resort = None;
+        for (device, &room) in left.iter().enumerate() {
+            let name = self.devices[device].name();
+            if let Some(reason) = refusal(device) {
+                reasons.push(format!("{name}: {reason}"));
+                continue;
+            }
+            let bytes: u64 = unit.iter().map(|node| self.node_bytes(*node, device, kv)).sum();
+            if bytes <= room {
+                let why = (!reasons.is_empty()).then(|| format!("{} on {name} ({})", label(), reasons.join("; ")));
+                return Ok(whole(device, why));
+            }
+            reasons.push(format!("{name}: {bytes} bytes needed, {room} left"));
+            last_resort = Some(device);
+        }
+        if let Some(device) = last_resort {
+            return Ok(whole(device, None));
+        }
+        let mut devices = Vec::new();
+        for node in unit {
+            let able = (0..self.devices.len()).find(|d| self.devices[*d].supports(self.graph, *node).is_ok());
+            let Some(device) = able else {
+                let node = format!("{} in {}", self.graph.node(*node).op.name(), label());
+                return Err(PlanError::Unsupported { node, reasons: reasons.join("; ") });
+            };
+            devices.push((*node, device));
+        }
+        Ok(Choice { devices, reason: Some(format!("{} split ({})", label(), reasons.join("; "))) })
+    }
+
+    /// Bytes that placing a node on a device adds: its weights, and the cache with the node that writes it.
+    fn node_bytes(&self, node: NodeId, device: usize, kv: &KvPlan) -> u64 {
+        let op = &self.graph.node(node).op;
+        let weights = op.weights().into_iter().map(|weight| {
+            let weight = self.graph.weight(weight);
+            self.devices[device].weight_bytes(self.graph, node, weight, self.options.arithmetic)
+        });
+        let cache = match op {
+            crate::Op::KvWrite { cache, .. } => cache_bytes(self.graph, *cache, kv),
+            _ => 0,
+        };
+        weights.sum::<u64>() + cache
+    }
+
+    fn device_bytes(
+        &self,
+        device: usize,
+        placement: &[usize],
+        kv: &KvPlan,
+        limits: &Limits,
+        arena_bytes: u64,
+    ) -> DeviceBytes {
+        let mut resident: BTreeMap<usize, (Part, u64)> = BTreeMap::new();
+        let (mut kv_bytes, mut read_per_token, mut mapped) = (0, 0, BTreeMap::new());
+        for id in self.graph.node_ids().filter(|id| placement[id.index()] == device) {
+            let node = self.graph.node(id);
+            if let crate::Op::KvWrite { cache, .. } = &node.op {
+                kv_bytes += cache_bytes(self.graph, *cache, kv);
+            }
+            for weight_id in node.op.weights() {
+                let weight = self.graph.weight(weight_id);
+                let bytes = self.devices[device].weight_bytes(self.graph, id, weight, self.options.arithmetic);
+                if bytes == 0 {
+                    mapped.insert(weight_id.index(), weight.data.len() as u64);
+                }
+                let entry = resident.entry(weight_id.index()).or_insert((node.part, 0));
+                entry.1 = entry.1.max(bytes);
+                read_per_token += match node.op {
+                    crate::Op::Embed { .. } => weight.row_bytes() as u64,
+                    _ => bytes,
+                };
+            }
+        }
+        let mut weights = BTreeMap::new();
+        for (part, bytes) in resident.into_values() {
+            *weights.entry(part).or_insert(0) += bytes;
+        }
+        let used = placement.contains(&device);
+        let scratch = if used { self.devices[device].scratch_bytes(self.graph, limits) } else { 0 };
+        DeviceBytes {
+            device: self.devices[device].name().to_owned(),
+            weights,
+            mapped: mapped.into_values().sum(),
+            kv: kv_bytes,
+            activations: arena_bytes + scratch,
+            budget: self.budgets[device],
+            read_per_token,
+            rates: self.devices[device].rates(),
+        }
+    }
+}
+
+struct Choice {
+    devices: Vec<(NodeId, usize)>,
+    reason: Option<String>,
+}
+
+fn cache_bytes(graph: &Graph, cache: crate::CacheId, kv: &KvPlan) -> u64 {
+    let cache = graph.cache(cache);
+    let tokens = kv.blocks[cache.group] as u64 * KV_BLOCK_TOKENS as u64;
+    tokens * (cache.kv_heads * cache.head_dim) as u64 * 2 * kv.dtype.bytes() as u64
+}
+
+/// Cuts the nodes into runs on one device and finds what crosses the borders.
+fn stages(graph: &Graph, placement: &[usize]) -> Vec<Stage> {
+    let mut stages: Vec<Stage> = Vec::new();
+    for (index, &device) in placement.iter().enumerate() {
+        match stages.last_mut() {
+            Some(stage) if stage.device == device => stage.nodes.end = index + 1,
+            _ => stages.push(Stage { device, nodes: index..index + 1, inputs: vec![], outputs: vec![] }),
+        }
+    }
+    let mut made_in: Vec<Option<usize>> = vec![None; graph.values().len()];
+    let mut outputs: Vec<Vec<ValueId>> = vec![vec![]; stages.len()];
+    for (index, stage) in stages.iter_mut().enumerate() {
+        for node in &graph.nodes()[stage.nodes.clone()] {
+            for value in node.op.inputs() {
+                let maker = made_in[value.index()].expect("nodes come after what they read");
+                if maker != index && !stage.inputs.contains(&value) {
+                    stage.inputs.push(value);
+                    if !outputs[maker].contains(&value) {
+                        outputs[maker].push(value);
+                    }
+                }
+            }
+            if let Some(value) = node.output {
+                made_in[value.index()] = Some(index);
+                if graph.is_output(value) {
+                    outputs[index].push(value);
+                }
+            }
+        }
+    }
+    for (stage, outputs) in stages.iter_mut().zip(outputs) {
+        stage.outputs = outputs;
+    }
+    stages
+}
