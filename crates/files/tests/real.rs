@@ -1,0 +1,65 @@
+//! Published models and fixtures, where they are at hand: `cargo test -p files --release -- --ignored --nocapture`.
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use files::gguf::Gguf;
+use files::hf::HfDir;
+
+/// (file, architecture, tensors, vocabulary)
+const MODELS: [(&str, &str, usize, usize); 3] = [
+    ("SmolLM2-135M-Instruct.Q4_1.gguf", "llama", 272, 49152),
+    ("gemma-3-270m-q4_k_m.gguf", "gemma3", 236, 262144),
+    ("qwen2.5-coder-1.5b-instruct-q4_k_m.gguf", "qwen2", 339, 151936),
+];
+
+#[test]
+#[ignore = "needs the published models in ~/.cache/unicorn/models"]
+fn published_gguf_files() {
+    let home = std::env::var_os("HOME").map(PathBuf::from).unwrap_or_default();
+    for (file, architecture, tensors, vocabulary) in MODELS {
+        let path = home.join(".cache/unicorn/models").join(file);
+        if !path.exists() {
+            println!("{file}: skipped, not there");
+            continue;
+        }
+        let start = Instant::now();
+        let model = Gguf::open(&path).unwrap();
+        let opened = start.elapsed();
+        let meta = model.metadata();
+        let tokens = meta.strings("tokenizer.ggml.tokens").unwrap();
+        println!("{file}: opened in {opened:?}, {} tokens by {:?}", tokens.len(), start.elapsed());
+        assert_eq!(meta.str("general.architecture").unwrap(), architecture);
+        assert_eq!((model.tensors().len(), tokens.len()), (tensors, vocabulary));
+        let layers = meta.u32(&format!("{architecture}.block_count")).unwrap() as usize;
+        let widths = meta.u32_or_array(&format!("{architecture}.feed_forward_length"), layers).unwrap();
+        assert_eq!(widths.len(), layers);
+        assert!(meta.f32(&format!("{architecture}.rope.freq_base")).unwrap() > 1e4);
+        let embd = model.tensor("token_embd.weight").unwrap();
+        assert_eq!(embd.shape[0], vocabulary);
+        assert!(embd.data.is_mapped());
+        assert!(cfg!(debug_assertions) || opened.as_millis() < 60, "{opened:?}");
+    }
+}
+
+#[test]
+#[ignore = "needs UNICORN_FIXTURES, a directory of Hugging Face model directories"]
+fn fixture_directories() {
+    let Some(root) = std::env::var_os("UNICORN_FIXTURES") else {
+        println!("skipped: UNICORN_FIXTURES is not set");
+        return;
+    };
+    let mut opened = 0;
+    for entry in std::fs::read_dir(root).unwrap() {
+        let dir = entry.unwrap().path();
+        let model = HfDir::open(&dir).unwrap();
+        let text = &model.config.text;
+        let embeds = |name: &str| name.ends_with("embed_tokens.weight");
+        let embd = model.weights.tensors().iter().find(|info| embeds(&info.name)).unwrap();
+        let expected = [text.vocab_size, text.hidden_size].map(|size| size.unwrap() as usize);
+        assert_eq!(embd.shape, expected, "{}", dir.display());
+        opened += 1;
+    }
+    println!("{opened} directories");
+    assert!(opened > 0);
+}
