@@ -31,10 +31,11 @@ impl Arena {
         self.slots.iter().map(|slot| slot.elements as u64 * 4).sum()
     }
 
-    /// Lays out the values that live on `device`: each from the node that makes it (or the stage that takes it in) to
-    /// its last reader there. Greedy by order of birth, best fit by size.
-    pub fn new(graph: &Graph, stages: &[Stage], device: usize, limits: &Limits) -> Arena {
-        let mut lives = lives(graph, stages, device);
+    /// Lays out the values that live on `device`: each from the phase that makes it (or the stage that takes it in) to
+    /// the phase of its last reader there; `phase_of` gives the phase of every node ([`crate::Device::phases`]). Greedy
+    /// by order of birth, best fit by size.
+    pub fn new(graph: &Graph, stages: &[Stage], device: usize, limits: &Limits, phase_of: &[usize]) -> Arena {
+        let mut lives = lives(graph, stages, device, phase_of);
         lives.sort_by_key(|life| life.from);
         let mut slots: Vec<(usize, usize)> = Vec::new(); // (elements, occupied until)
         let mut slot_of = vec![None; graph.values().len()];
@@ -60,26 +61,26 @@ struct Life {
     to: usize,
 }
 
-fn lives(graph: &Graph, stages: &[Stage], device: usize) -> Vec<Life> {
+fn lives(graph: &Graph, stages: &[Stage], device: usize, phase_of: &[usize]) -> Vec<Life> {
     let mut from = vec![None; graph.values().len()];
     let mut to = vec![0; graph.values().len()];
     for stage in stages.iter().filter(|stage| stage.device == device) {
         for value in &stage.inputs {
-            from[value.index()].get_or_insert(stage.nodes.start);
+            from[value.index()].get_or_insert(phase_of[stage.nodes.start]);
         }
         for index in stage.nodes.clone() {
             let node = &graph.nodes()[index];
             for value in node.op.inputs() {
-                to[value.index()] = index;
+                to[value.index()] = phase_of[index];
             }
             if let Some(value) = node.output {
-                from[value.index()] = Some(index);
-                to[value.index()] = to[value.index()].max(index);
+                from[value.index()] = Some(phase_of[index]);
+                to[value.index()] = to[value.index()].max(phase_of[index]);
             }
         }
         // What leaves a stage is copied out when the stage ends.
         for value in &stage.outputs {
-            to[value.index()] = to[value.index()].max(stage.nodes.end - 1);
+            to[value.index()] = to[value.index()].max(phase_of[stage.nodes.end - 1]);
         }
     }
     let alive = from.into_iter().enumerate();

@@ -29,6 +29,12 @@ pub trait Device: Send + Sync {
     /// The reason why not, for the plan.
     fn supports(&self, graph: &Graph, node: NodeId) -> Result<(), String>;
 
+    /// The phase in which each node of a stage runs, counted from 0: nodes of one phase run at the same time, so none
+    /// may overwrite what another reads. One node a phase unless the device says otherwise.
+    fn phases(&self, _graph: &Graph, nodes: Range<usize>) -> Vec<usize> {
+        (0..nodes.len()).collect()
+    }
+
     /// Bytes of its own memory that a weight takes once packed for the operation that reads it: nothing where it is
     /// read in place from the mapped file.
     fn weight_bytes(&self, graph: &Graph, node: NodeId, weight: &Weight, arithmetic: Arithmetic) -> u64;

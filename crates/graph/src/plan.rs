@@ -289,8 +289,10 @@ impl<'a> Planner<'a> {
         let kv = self.kv_plan(&limits);
         let (placement, fallbacks) = self.place(&kv, &limits)?;
         let stages = stages(self.graph, &placement);
-        let arenas: Vec<Arena> =
-            (0..self.devices.len()).map(|device| Arena::new(self.graph, &stages, device, &limits)).collect();
+        let phase_of = self.phase_of(&stages);
+        let arenas: Vec<Arena> = (0..self.devices.len())
+            .map(|device| Arena::new(self.graph, &stages, device, &limits, &phase_of))
+            .collect();
         let bytes = (0..self.devices.len())
             .map(|device| self.device_bytes(device, &placement, &kv, &limits, arenas[device].bytes()))
             .collect();
@@ -310,6 +312,18 @@ impl<'a> Planner<'a> {
             arenas,
             summary,
         })
+    }
+
+    /// The phase of every node, counted through all stages.
+    fn phase_of(&self, stages: &[Stage]) -> Vec<usize> {
+        let mut phase_of = Vec::with_capacity(self.graph.nodes().len());
+        let mut first = 0;
+        for stage in stages {
+            let phases = self.devices[stage.device].phases(self.graph, stage.nodes.clone());
+            phase_of.extend(phases.iter().map(|phase| first + phase));
+            first += phases.last().map_or(0, |last| last + 1);
+        }
+        phase_of
     }
 
     /// A group with a window needs blocks for the window and one step, however long the context.

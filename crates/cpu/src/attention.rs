@@ -1,0 +1,250 @@
+//! Causal attention over the blocks of the cache, with the softmax kept as it goes (Milakov and Gimelshein 2018,
+//! arXiv:1805.02867).
+//!
+//! The unit of work is a tile: some tokens of one sequence, one KV head, and the query heads that share it. A block of
+//! keys and values is read once for all of the tile's queries.
+
+use graph::{KV_BLOCK_TOKENS, Span};
+
+use crate::{isa::Isa, kv::KvCache, math};
+
+/// Queries a tile holds at most: what keeps keys, values and sums of 128-element heads in the second-level cache.
+const TILE_QUERIES: usize = 32;
+
+type Scores = [f32; KV_BLOCK_TOKENS];
+
+/// What attention computes.
+#[derive(Clone, Copy)]
+pub(crate) struct Attention {
+    pub(crate) heads: usize,
+    pub(crate) scale: f32,
+    pub(crate) softcap: Option<f32>,
+}
+
+/// What a thread needs to itself.
+#[derive(Default)]
+pub(crate) struct Scratch {
+    keys: Vec<f32>,
+    values: Vec<f32>,
+    queries: Vec<f32>,
+    sums: Vec<f32>,
+    scores: Vec<Scores>,
+    largest: Vec<f32>,
+    total: Vec<f32>,
+}
+
+impl Scratch {
+    /// Bytes a thread comes to use for heads of `head_dim`.
+    pub(crate) fn bytes(head_dim: usize) -> u64 {
+        (4 * (2 * head_dim * KV_BLOCK_TOKENS + TILE_QUERIES * (2 * head_dim + KV_BLOCK_TOKENS + 2))) as u64
+    }
+}
+
+/// A piece of work: tokens `first..first + tokens` of a span, query heads `head..head + heads` of one KV head.
+struct Tile {
+    span: usize,
+    first: usize,
+    tokens: usize,
+    kv_head: usize,
+    head: usize,
+    heads: usize,
+}
+
+/// How a step's attention divides into tiles. Where there are fewer KV heads and tokens than threads, query heads are
+/// taken apart as well.
+pub(crate) struct Tiling {
+    kv_heads: usize,
+    heads_each: usize,
+    parts: usize,
+    tokens_each: usize,
+    /// First tile of each span, and the number of all.
+    starts: Vec<usize>,
+}
+
+impl Tiling {
+    pub(crate) fn new(kv_heads: usize, heads: usize, spans: &[Span<'_>], threads: usize) -> Tiling {
+        let share = heads / kv_heads;
+        let tokens: usize = spans.iter().map(|span| span.rows.len()).sum();
+        let heads_each = if tokens * kv_heads >= threads || share == 1 { share.min(TILE_QUERIES) } else { 1 };
+        let parts = share.div_ceil(heads_each);
+        let tokens_each = (TILE_QUERIES / heads_each).max(1);
+        let mut starts = vec![0];
+        for span in spans {
+            let tiles = span.rows.len().div_ceil(tokens_each) * kv_heads * parts;
+            starts.push(starts[starts.len() - 1] + tiles);
+        }
+        Tiling { kv_heads, heads_each, parts, tokens_each, starts }
+    }
+
+    pub(crate) fn tiles(&self) -> usize {
+        self.starts[self.starts.len() - 1]
+    }
+
+    fn tile(&self, index: usize, spans: &[Span<'_>], heads: usize) -> Tile {
+        let span = self.starts.partition_point(|start| *start <= index) - 1;
+        let index = index - self.starts[span];
+        let (unit, column) = (index / (self.kv_heads * self.parts), index % (self.kv_heads * self.parts));
+        let (kv_head, part) = (column / self.parts, column % self.parts);
+        let share = heads / self.kv_heads;
+        let head = kv_head * share + part * self.heads_each;
+        // The longest tiles first: they end the phase together.
+        let units = spans[span].rows.len().div_ceil(self.tokens_each);
+        let first = (units - 1 - unit) * self.tokens_each;
+        let tokens = self.tokens_each.min(spans[span].rows.len() - first);
+        Tile { span, first, tokens, kv_head, head, heads: self.heads_each.min((kv_head + 1) * share - head) }
+    }
+}
+
+impl Attention {
+    /// Computes tile `index`: reads rows of `q` (`[T, width]`) and hands each finished head to
+    /// `write(row, element, values)`.
+    pub(crate) fn tile(
+        &self,
+        isa: Isa,
+        tiling: &Tiling,
+        index: usize,
+        cache: &KvCache,
+        q: &[f32],
+        spans: &[Span<'_>],
+        scratch: &mut Scratch,
+        write: &mut dyn FnMut(usize, usize, &[f32]),
+    ) {
+        let (dim, width) = (cache.head_dim, self.heads * cache.head_dim);
+        let tile = tiling.tile(index, spans, self.heads);
+        let span = &spans[tile.span];
+        let queries = tile.tokens * tile.heads;
+        let row_of = |query: usize| span.rows.start + tile.first + query / tile.heads;
+        let element_of = |query: usize| (tile.head + query % tile.heads) * dim;
+        // The last token that each query sees, and the first.
+        let last_of = |query: usize| span.past + tile.first + query / tile.heads;
+        let first_of = |query: usize| cache.window.map_or(0, |window| (last_of(query) + 1).saturating_sub(window));
+        scratch.prepare(queries, dim);
+        for query in 0..queries {
+            let source = &q[row_of(query) * width + element_of(query)..][..dim];
+            for (q, x) in scratch.queries[query * dim..][..dim].iter_mut().zip(source) {
+                *q = x * self.scale;
+            }
+        }
+        let blocks = first_of(0) / KV_BLOCK_TOKENS..last_of(queries - 1) / KV_BLOCK_TOKENS + 1;
+        for block in blocks {
+            cache.read(span.tables[cache.group][block] as usize, tile.kv_head, &mut scratch.keys, &mut scratch.values);
+            let visible = |query: usize| {
+                let begin = block * KV_BLOCK_TOKENS;
+                let from = first_of(query).saturating_sub(begin).min(KV_BLOCK_TOKENS);
+                let to = (last_of(query) + 1).saturating_sub(begin).min(KV_BLOCK_TOKENS);
+                from..to.max(from)
+            };
+            isa.run(|| scratch.block(queries, dim, self.softcap, visible));
+        }
+        for query in 0..queries {
+            let sums = &mut scratch.sums[query * dim..][..dim];
+            let inverse = 1.0 / scratch.total[query];
+            sums.iter_mut().for_each(|x| *x *= inverse);
+            write(row_of(query), element_of(query), sums);
+        }
+    }
+}
+
+impl Scratch {
+    fn prepare(&mut self, queries: usize, dim: usize) {
+        self.keys.resize(dim * KV_BLOCK_TOKENS, 0.0);
+        self.values.resize(dim * KV_BLOCK_TOKENS, 0.0);
+        self.queries.resize(queries * dim, 0.0);
+        self.sums.clear();
+        self.sums.resize(queries * dim, 0.0);
+        self.scores.resize(queries, [0.0; KV_BLOCK_TOKENS]);
+        self.largest.clear();
+        self.largest.resize(queries, f32::NEG_INFINITY);
+        self.total.clear();
+        self.total.resize(queries, 0.0);
+    }
+
+    /// Adds one block of keys and values to the sums of all queries.
+    #[inline(always)]
+    fn block(
+        &mut self,
+        queries: usize,
+        dim: usize,
+        softcap: Option<f32>,
+        visible: impl Fn(usize) -> std::ops::Range<usize>,
+    ) {
+        let (keys, _) = self.keys.as_chunks::<KV_BLOCK_TOKENS>();
+        let mut query = 0;
+        while query + 4 <= queries {
+            score::<4>(&self.queries[query * dim..], dim, keys, &mut self.scores[query..]);
+            query += 4;
+        }
+        while query < queries {
+            score::<1>(&self.queries[query * dim..], dim, keys, &mut self.scores[query..]);
+            query += 1;
+        }
+        for query in 0..queries {
+            let scores = &mut self.scores[query];
+            if let Some(cap) = softcap {
+                scores.iter_mut().for_each(|score| *score = cap * math::tanh(*score / cap));
+            }
+            let visible = visible(query);
+            if visible.is_empty() {
+                continue;
+            }
+            for (t, score) in scores.iter_mut().enumerate() {
+                *score = if visible.contains(&t) { *score } else { f32::NEG_INFINITY };
+            }
+            let sums = &mut self.sums[query * dim..][..dim];
+            let largest = scores.iter().fold(self.largest[query], |max, score| max.max(*score));
+            if largest > self.largest[query] {
+                let factor = math::exp(self.largest[query] - largest);
+                let factor = if self.largest[query] == f32::NEG_INFINITY { 0.0 } else { factor };
+                sums.iter_mut().for_each(|x| *x *= factor);
+                self.total[query] *= factor;
+                self.largest[query] = largest;
+            }
+            for (t, score) in scores.iter_mut().enumerate() {
+                let weight = math::exp(*score - largest);
+                *score = if visible.contains(&t) { weight } else { 0.0 };
+            }
+            self.total[query] += scores.iter().sum::<f32>();
+            let mut at = 0;
+            while at + 64 <= dim {
+                weigh::<64>(scores, &self.values, dim, at, sums);
+                at += 64;
+            }
+            while at + 16 <= dim {
+                weigh::<16>(scores, &self.values, dim, at, sums);
+                at += 16;
+            }
+            while at < dim {
+                weigh::<1>(scores, &self.values, dim, at, sums);
+                at += 1;
+            }
+        }
+    }
+}
+
+/// Scores of `N` queries with the 32 keys of a block.
+#[inline(always)]
+fn score<const N: usize>(queries: &[f32], dim: usize, keys: &[Scores], scores: &mut [Scores]) {
+    let mut sums = [[0.0f32; KV_BLOCK_TOKENS]; N];
+    for (d, keys) in keys.iter().enumerate() {
+        for (i, sums) in sums.iter_mut().enumerate() {
+            let q = queries[i * dim + d];
+            for (sum, key) in sums.iter_mut().zip(keys) {
+                *sum += q * key;
+            }
+        }
+    }
+    scores[..N].copy_from_slice(&sums);
+}
+
+/// Adds `N` elements of the weighted values.
+#[inline(always)]
+fn weigh<const N: usize>(weights: &Scores, values: &[f32], dim: usize, at: usize, sums: &mut [f32]) {
+    let mut acc: [f32; N] = sums[at..at + N].try_into().expect("N elements");
+    for (weight, row) in weights.iter().zip(values.chunks_exact(dim)) {
+        let row: &[f32; N] = row[at..at + N].try_into().expect("N elements");
+        for (acc, value) in acc.iter_mut().zip(row) {
+            *acc += weight * value;
+        }
+    }
+    sums[at..at + N].copy_from_slice(&acc);
+}

@@ -1,0 +1,90 @@
+//! The KV cache of one layer.
+//!
+//! Blocks of [`KV_BLOCK_TOKENS`] tokens. Within a block and a head keys lie transposed, `[head_dim][token]`, so that
+//! the scores of 32 tokens are sums of whole registers and need no horizontal addition; values lie `[token][head_dim]`.
+
+use graph::{Cache, KV_BLOCK_TOKENS, KvType};
+use half::{f16, slice::HalfFloatSliceExt};
+use tensor::AlignedBuf;
+
+/// Keys and values of one layer.
+pub(crate) struct KvCache {
+    pub(crate) kv_heads: usize,
+    pub(crate) head_dim: usize,
+    pub(crate) window: Option<usize>,
+    pub(crate) group: usize,
+    dtype: KvType,
+    keys: AlignedBuf,
+    values: AlignedBuf,
+}
+
+impl KvCache {
+    /// Room for `blocks` blocks.
+    pub(crate) fn new(cache: &Cache, blocks: usize, dtype: KvType) -> KvCache {
+        let Cache { kv_heads, head_dim, window, group } = *cache;
+        let bytes = blocks * KV_BLOCK_TOKENS * kv_heads * head_dim * dtype.bytes();
+        KvCache {
+            kv_heads,
+            head_dim,
+            window,
+            group,
+            dtype,
+            keys: AlignedBuf::zeroed(bytes),
+            values: AlignedBuf::zeroed(bytes),
+        }
+    }
+
+    fn head_elements(&self) -> usize {
+        self.head_dim * KV_BLOCK_TOKENS
+    }
+
+    /// Stores one token's keys and values, `[kv_heads * head_dim]` each, in slot `slot` of a block.
+    ///
+    /// # Safety
+    /// `block` lies inside the cache and no other thread touches this slot meanwhile.
+    pub(crate) unsafe fn write(&self, block: usize, slot: usize, k: &[f32], v: &[f32], half_row: &mut Vec<f16>) {
+        let first = block * self.kv_heads * self.head_elements();
+        assert!((first + self.kv_heads * self.head_elements()) * self.dtype.bytes() <= self.keys.len());
+        assert!(slot < KV_BLOCK_TOKENS && k.len() == self.kv_heads * self.head_dim && v.len() == k.len());
+        for (head, (k, v)) in k.chunks_exact(self.head_dim).zip(v.chunks_exact(self.head_dim)).enumerate() {
+            let base = first + head * self.head_elements();
+            // SAFETY: offsets are inside the head's part of the block, which lies inside the buffers by the
+            // assertions above; the caller keeps other threads away from the slot.
+            unsafe {
+                match self.dtype {
+                    KvType::F16 => {
+                        half_row.resize(self.head_dim, f16::ZERO);
+                        half_row.convert_from_f32_slice(k);
+                        let keys = self.keys.as_ptr().cast_mut().cast::<f16>().add(base + slot);
+                        half_row.iter().enumerate().for_each(|(d, k)| keys.add(d * KV_BLOCK_TOKENS).write(*k));
+                        half_row.convert_from_f32_slice(v);
+                        let values = self.values.as_ptr().cast_mut().cast::<f16>().add(base + slot * self.head_dim);
+                        values.copy_from_nonoverlapping(half_row.as_ptr(), self.head_dim);
+                    }
+                    KvType::F32 => {
+                        let keys = self.keys.as_ptr().cast_mut().cast::<f32>().add(base + slot);
+                        k.iter().enumerate().for_each(|(d, k)| keys.add(d * KV_BLOCK_TOKENS).write(*k));
+                        let values = self.values.as_ptr().cast_mut().cast::<f32>().add(base + slot * self.head_dim);
+                        values.copy_from_nonoverlapping(v.as_ptr(), self.head_dim);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Reads one head of a block as `f32`: keys `[head_dim][token]`, values `[token][head_dim]`.
+    pub(crate) fn read(&self, block: usize, head: usize, keys: &mut [f32], values: &mut [f32]) {
+        let at = (block * self.kv_heads + head) * self.head_elements();
+        let part = at..at + self.head_elements();
+        match self.dtype {
+            KvType::F16 => {
+                self.keys.as_slice::<f16>()[part.clone()].convert_to_f32_slice(keys);
+                self.values.as_slice::<f16>()[part].convert_to_f32_slice(values);
+            }
+            KvType::F32 => {
+                keys.copy_from_slice(&self.keys.as_slice::<f32>()[part.clone()]);
+                values.copy_from_slice(&self.values.as_slice::<f32>()[part]);
+            }
+        }
+    }
+}

@@ -1,0 +1,382 @@
+//! A compiled share: weights packed, buffers laid out, phases listed; and how a step runs through it.
+
+use std::sync::{
+    Arc, Mutex,
+    atomic::{AtomicUsize, Ordering},
+};
+
+use graph::{
+    Activation, DeviceError, Exchange, KV_BLOCK_TOKENS, Program, RopeTable, Rows, Span, Step, ValueId, Weight,
+};
+use half::f16;
+use tensor::AlignedBuf;
+
+use crate::{
+    activations::Quantised,
+    attention::{self, Attention, Tiling},
+    isa::Isa,
+    kv::KvCache,
+    linear::{self, Input},
+    pack::{PANEL, Packed},
+    pool::Pool,
+    rows,
+};
+
+/// Where a value lies: a buffer and the width of its rows.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Place {
+    pub(crate) buffer: usize,
+    pub(crate) width: usize,
+}
+
+/// An operation on rows. `Place`s name buffers, other indices name lists of [`CpuProgram`].
+pub(crate) enum RowOp {
+    Embed {
+        table: Box<Weight>,
+        scale: f32,
+        out: Place,
+    },
+    RmsNorm {
+        x: Place,
+        weight: Vec<f32>,
+        group: usize,
+        eps: f32,
+        out: Place,
+    },
+    Rope {
+        x: Place,
+        head_dim: usize,
+        angles: usize,
+        out: Place,
+    },
+    KvWrite {
+        cache: usize,
+        k: Place,
+        v: Place,
+    },
+    Add {
+        a: Place,
+        b: Place,
+        out: Place,
+    },
+    Mul {
+        a: Place,
+        b: Place,
+        out: Place,
+    },
+    Activate {
+        x: Place,
+        kind: Activation,
+        out: Place,
+    },
+    Scale {
+        x: Place,
+        factor: f32,
+        out: Place,
+    },
+    SoftCap {
+        x: Place,
+        cap: f32,
+        out: Place,
+    },
+    Select {
+        x: Place,
+        out: Place,
+    },
+    /// Rounds a row for the integer products of the next phase.
+    Quantise {
+        x: Place,
+        into: usize,
+    },
+}
+
+/// A product.
+pub(crate) struct LinearOp {
+    pub(crate) weight: Packed,
+    pub(crate) bias: Vec<f32>,
+    pub(crate) x: Place,
+    /// The quantised input, where the integer kernels apply.
+    pub(crate) quantised: Option<usize>,
+    pub(crate) out: Place,
+    pub(crate) rows: Rows,
+}
+
+/// What runs between two barriers.
+pub(crate) enum PhaseOp {
+    /// Cosines and sines of this step's positions.
+    Angles,
+    Rows {
+        rows: Rows,
+        ops: Vec<RowOp>,
+    },
+    Linear(Vec<LinearOp>),
+    Attention {
+        op: Attention,
+        cache: usize,
+        q: Place,
+        out: Place,
+    },
+}
+
+/// A stage with its phases.
+pub(crate) struct StageProgram {
+    pub(crate) inputs: Vec<(ValueId, Place, Rows)>,
+    pub(crate) outputs: Vec<(ValueId, Place, Rows)>,
+    pub(crate) phases: Vec<PhaseOp>,
+}
+
+/// The angles of one rope table for the tokens of a step: `[T, 2 * frequencies]`.
+pub(crate) struct Angles {
+    pub(crate) table: Arc<RopeTable>,
+    pub(crate) values: AlignedBuf,
+}
+
+/// A compiled share.
+pub(crate) struct CpuProgram {
+    pub(crate) pool: Arc<Mutex<Pool>>,
+    pub(crate) isa: Isa,
+    pub(crate) stages: Vec<StageProgram>,
+    pub(crate) buffers: Vec<AlignedBuf>,
+    pub(crate) quantised: Vec<Quantised>,
+    pub(crate) caches: Vec<Option<KvCache>>,
+    pub(crate) angles: Vec<Angles>,
+    pub(crate) threads: Vec<Mutex<ThreadScratch>>,
+}
+
+/// What each thread needs to itself.
+pub(crate) struct ThreadScratch {
+    pub(crate) linear: linear::Scratch,
+    pub(crate) attention: attention::Scratch,
+    pub(crate) half_row: Vec<f16>,
+}
+
+impl Program for CpuProgram {
+    fn run(&mut self, stage: usize, step: &Step<'_>, exchange: &mut Exchange) -> Result<(), DeviceError> {
+        let stage = &self.stages[stage];
+        for (value, place, rows) in &stage.inputs {
+            let len = count(*rows, step) * place.width;
+            self.buffers[place.buffer].as_mut_slice::<f32>()[..len].copy_from_slice(&exchange.get(*value)[..len]);
+        }
+        let counters: Vec<AtomicUsize> = stage.phases.iter().map(|_| AtomicUsize::new(0)).collect();
+        {
+            let mut pool = self.pool.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+            let barrier = pool.barrier();
+            let run = Run { program: self, step, threads: pool.threads() };
+            pool.run(&|thread| {
+                let mut scratch = run.program.threads[thread].lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+                for (phase, next) in stage.phases.iter().zip(&counters) {
+                    // SAFETY: all threads run the same phase at a time, kept together by the barrier, and within a
+                    // phase `Run::phase` gives each thread its own rows, panels or tiles to write.
+                    unsafe { run.phase(phase, thread, next, &mut scratch) };
+                    barrier();
+                }
+            });
+        }
+        for (value, place, rows) in &stage.outputs {
+            let len = count(*rows, step) * place.width;
+            exchange.get_mut(*value)[..len].copy_from_slice(&self.buffers[place.buffer].as_slice::<f32>()[..len]);
+        }
+        Ok(())
+    }
+}
+
+fn count(rows: Rows, step: &Step<'_>) -> usize {
+    match rows {
+        Rows::Tokens => step.tokens(),
+        Rows::Outputs => step.outputs.len(),
+    }
+}
+
+/// One step on its way through the phases, as all threads see it.
+struct Run<'a> {
+    program: &'a CpuProgram,
+    step: &'a Step<'a>,
+    threads: usize,
+}
+
+impl Run<'_> {
+    /// Runs this thread's part of a phase.
+    ///
+    /// # Safety
+    /// Every thread calls this for the same phase, and none goes on to the next before all are done.
+    unsafe fn phase(&self, phase: &PhaseOp, thread: usize, next: &AtomicUsize, scratch: &mut ThreadScratch) {
+        match phase {
+            PhaseOp::Angles => {
+                for row in self.rows_of(thread, self.step.tokens()) {
+                    for angles in &self.program.angles {
+                        let width = angles.table.rotary_dim();
+                        // SAFETY: rows are divided over threads without overlap.
+                        let out = unsafe { row_mut(&angles.values, row, width) };
+                        rows::angles(&angles.table, self.step.positions[row], out);
+                    }
+                }
+            }
+            PhaseOp::Rows { rows, ops } => {
+                let count = count(*rows, self.step);
+                for row in self.rows_of(thread, count) {
+                    for op in ops {
+                        // SAFETY: this thread alone works on the row; the arena gives values that live in one phase
+                        // separate buffers, so rows of different widths cannot overlap.
+                        unsafe { self.row_op(op, row, count, scratch) };
+                    }
+                }
+            }
+            PhaseOp::Linear(ops) => {
+                // SAFETY: panels are handed out once each by the counter.
+                unsafe { self.linear(ops, next, scratch) };
+            }
+            PhaseOp::Attention { op, cache, q, out } => {
+                let cache = self.program.caches[*cache].as_ref().expect("attention runs where its cache is");
+                // SAFETY: the queries were written in an earlier phase.
+                let q = unsafe { values(&self.program.buffers[q.buffer], self.step.tokens() * q.width) };
+                let tiling = Tiling::new(cache.kv_heads, op.heads, self.step.spans, self.threads);
+                while let Some(tile) = take(next, tiling.tiles()) {
+                    let mut write = |row: usize, element: usize, head: &[f32]| {
+                        // SAFETY: each tile owns its heads of its rows; tiles are handed out once each.
+                        unsafe { part_mut(&self.program.buffers[out.buffer], row * out.width + element, head.len()) }
+                            .copy_from_slice(head);
+                    };
+                    let (isa, spans) = (self.program.isa, self.step.spans);
+                    op.tile(isa, &tiling, tile, cache, q, spans, &mut scratch.attention, &mut write);
+                }
+            }
+        }
+    }
+
+    /// The rows of a thread: an even share, consecutive.
+    fn rows_of(&self, thread: usize, count: usize) -> std::ops::Range<usize> {
+        count * thread / self.threads..count * (thread + 1) / self.threads
+    }
+
+    /// # Safety
+    /// As [`Run::phase`], for a list of products.
+    unsafe fn linear(&self, ops: &[LinearOp], next: &AtomicUsize, scratch: &mut ThreadScratch) {
+        let program = self.program;
+        let panels: usize = ops.iter().map(|op| op.weight.panels()).sum();
+        while let Some(mut index) = take(next, panels) {
+            let op = ops
+                .iter()
+                .find(|op| {
+                    let mine = index < op.weight.panels();
+                    if !mine {
+                        index -= op.weight.panels();
+                    }
+                    mine
+                })
+                .expect("the index is below the sum");
+            let rows = count(op.rows, self.step);
+            let input = match op.quantised {
+                Some(quantised) => Input::Quantised(&program.quantised[quantised]),
+                // SAFETY: the input was written in an earlier phase.
+                None => Input::Floats(unsafe { values(&program.buffers[op.x.buffer], rows * op.x.width) }),
+            };
+            let product = linear::panel(program.isa, &op.weight, index, input, rows, &mut scratch.linear);
+            let first = index * PANEL;
+            let lanes = PANEL.min(op.weight.rows - first);
+            for (row, lane) in product.iter().enumerate() {
+                // SAFETY: this panel's columns of the output belong to this thread: panels are handed out once.
+                let out = unsafe { part_mut(&program.buffers[op.out.buffer], row * op.out.width + first, lanes) };
+                out.copy_from_slice(&lane[..lanes]);
+                if !op.bias.is_empty() {
+                    out.iter_mut().zip(&op.bias[first..]).for_each(|(out, bias)| *out += bias);
+                }
+            }
+        }
+    }
+
+    /// # Safety
+    /// No other thread works on this row.
+    unsafe fn row_op(&self, op: &RowOp, row: usize, count: usize, scratch: &mut ThreadScratch) {
+        let program = self.program;
+        // SAFETY (both): the caller keeps other threads away from the row, and inputs and output of an operation lie
+        // in different buffers.
+        let get = |place: &Place| unsafe { row_ref(&program.buffers[place.buffer], row, place.width) };
+        let put = |place: &Place| unsafe { row_mut(&program.buffers[place.buffer], row, place.width) };
+        let isa = program.isa;
+        match op {
+            RowOp::Embed { table, scale, out } => rows::embed(table, self.step.ids[row], *scale, put(out)),
+            RowOp::RmsNorm { x, weight, group, eps, out } => {
+                isa.run(|| rows::rms_norm(get(x), weight, *group, *eps, put(out)));
+            }
+            RowOp::Rope { x, head_dim, angles, out } => {
+                let angles = &program.angles[*angles];
+                // SAFETY: angles were written in an earlier phase.
+                let values = unsafe { row_ref(&angles.values, row, angles.table.rotary_dim()) };
+                isa.run(|| rows::rope(get(x), *head_dim, angles.table.pairs, values, put(out)));
+            }
+            RowOp::KvWrite { cache, k, v } => {
+                let cache = program.caches[*cache].as_ref().expect("a cache is written where it lies");
+                let (span, token) = self.token(row);
+                let block = span.tables[cache.group][token / KV_BLOCK_TOKENS] as usize;
+                // SAFETY: the step was checked, so the block exists; each token has its own slot.
+                unsafe { cache.write(block, token % KV_BLOCK_TOKENS, get(k), get(v), &mut scratch.half_row) };
+            }
+            RowOp::Add { a, b, out } => isa.run(|| rows::add(get(a), get(b), put(out))),
+            RowOp::Mul { a, b, out } => isa.run(|| rows::mul(get(a), get(b), put(out))),
+            RowOp::Activate { x, kind, out } => isa.run(|| rows::activate(*kind, get(x), put(out))),
+            RowOp::Scale { x, factor, out } => isa.run(|| rows::scale(get(x), *factor, put(out))),
+            RowOp::SoftCap { x, cap, out } => isa.run(|| rows::soft_cap(get(x), *cap, put(out))),
+            RowOp::Select { x, out } => {
+                let source = self.step.outputs[row] as usize;
+                // SAFETY: the source was written in an earlier phase.
+                put(out).copy_from_slice(unsafe { row_ref(&program.buffers[x.buffer], source, x.width) });
+            }
+            RowOp::Quantise { x, into } => {
+                // SAFETY: as for `put`.
+                unsafe { program.quantised[*into].write_row(isa, row, count, get(x)) };
+            }
+        }
+    }
+
+    /// The sequence of a row, and the row's token in it.
+    fn token(&self, row: usize) -> (&Span<'_>, usize) {
+        let index = self.step.spans.partition_point(|span| span.rows.end <= row);
+        let span = &self.step.spans[index];
+        (span, span.past + row - span.rows.start)
+    }
+}
+
+/// The next item of a shared list, or `None` when all are taken.
+fn take(next: &AtomicUsize, count: usize) -> Option<usize> {
+    let index = next.fetch_add(1, Ordering::Relaxed);
+    (index < count).then_some(index)
+}
+
+/// The first `len` values of a buffer.
+///
+/// # Safety
+/// No thread writes them meanwhile.
+unsafe fn values(buffer: &AlignedBuf, len: usize) -> &[f32] {
+    &buffer.as_slice::<f32>()[..len]
+}
+
+/// A row, for reading.
+///
+/// # Safety
+/// No thread writes it meanwhile.
+unsafe fn row_ref(buffer: &AlignedBuf, row: usize, width: usize) -> &[f32] {
+    assert!((row + 1) * width * 4 <= buffer.len());
+    // SAFETY: inside the buffer by the assertion; the caller answers for writers.
+    unsafe { std::slice::from_raw_parts(buffer.as_ptr().cast::<f32>().add(row * width), width) }
+}
+
+/// A row, for writing.
+///
+/// # Safety
+/// This thread alone touches it.
+#[allow(clippy::mut_from_ref, reason = "threads share the buffers and divide their rows; see Run::phase")]
+unsafe fn row_mut(buffer: &AlignedBuf, row: usize, width: usize) -> &mut [f32] {
+    // SAFETY: as the caller promises.
+    unsafe { part_mut(buffer, row * width, width) }
+}
+
+/// Elements `at..at + len`, for writing.
+///
+/// # Safety
+/// This thread alone touches them.
+#[allow(clippy::mut_from_ref, reason = "threads share the buffers and divide their elements; see Run::phase")]
+unsafe fn part_mut(buffer: &AlignedBuf, at: usize, len: usize) -> &mut [f32] {
+    assert!((at + len) * 4 <= buffer.len());
+    // SAFETY: inside the buffer by the assertion; the caller answers for the rest.
+    unsafe { std::slice::from_raw_parts_mut(buffer.as_ptr().cast_mut().cast::<f32>().add(at), len) }
+}

@@ -1,0 +1,186 @@
+//! Panels unpacked into tiles, and the portable products over tiles.
+//!
+//! A tile is a panel's next [`TILE_COLS`] columns in the plainest form: one byte a quant and one `f32` scale (and
+//! minimum) a group, or plain `f32`. It is made once and used for every row of activations, so that one product serves
+//! all formats.
+
+use half::{bf16, f16};
+use tensor::DType;
+
+use crate::{
+    activations::Block,
+    format::{Format, scale_value},
+    pack::PANEL,
+};
+
+/// Columns a tile: its quants and scales and twelve rows of activations fill a first-level cache of 32 KiB.
+pub(crate) const TILE_COLS: usize = 1024;
+/// Columns a tile of floats.
+pub(crate) const FLOAT_TILE_COLS: usize = 256;
+
+/// Sixteen lanes: one element for each row of a panel.
+pub(crate) type Lanes = [f32; PANEL];
+
+/// An unpacked piece of a panel, and room for one. Quants keep the order of the panel: 8 chunks of 64 bytes for 32
+/// columns.
+#[repr(C, align(64))]
+pub(crate) struct Tile {
+    pub(crate) quants: [u8; TILE_COLS * PANEL],
+    pub(crate) scales: [Lanes; TILE_COLS / 16],
+    pub(crate) mins: [Lanes; TILE_COLS / 16],
+    pub(crate) floats: [Lanes; FLOAT_TILE_COLS],
+}
+
+impl Tile {
+    pub(crate) fn boxed() -> Box<Tile> {
+        Box::new(Tile {
+            quants: [0; TILE_COLS * PANEL],
+            scales: [[0.0; PANEL]; TILE_COLS / 16],
+            mins: [[0.0; PANEL]; TILE_COLS / 16],
+            floats: [[0.0; PANEL]; FLOAT_TILE_COLS],
+        })
+    }
+}
+
+/// Unpacks whole blocks of a panel (at most [`TILE_COLS`] columns) into quants, scales and minimums.
+#[inline(always)]
+pub(crate) fn unpack<F: Format>(blocks: &[u8], tile: &mut Tile) {
+    let mut groups = 0;
+    let mut chunks = tile.quants.chunks_exact_mut(512);
+    for block in blocks.chunks_exact(F::STRIDE) {
+        let (header, quants) = block.split_at(F::HEADER_BYTES);
+        unpack_header::<F>(header, &mut tile.scales[groups..], &mut tile.mins[groups..]);
+        groups += F::GROUPS;
+        for (planes, out) in quants.chunks_exact(F::QUANT_BYTES).zip(&mut chunks) {
+            unpack_planes::<F>(planes, out);
+        }
+    }
+}
+
+#[inline(always)]
+fn unpack_header<F: Format>(header: &[u8], scales: &mut [Lanes], mins: &mut [Lanes]) {
+    let stored = |at: usize, lane: usize| {
+        scale_value::<F>(u16::from_le_bytes([header[at + lane * 2], header[at + lane * 2 + 1]]))
+    };
+    for lane in 0..PANEL {
+        let (d, m) = (stored(0, lane), if F::MIN { stored(32, lane) * F::MIN_SIGN } else { 0.0 });
+        for group in 0..F::GROUPS {
+            let at = group * 16 + lane;
+            scales[group][lane] = if F::SUPER { d * f32::from(header[F::SCALES_AT + at] as i8) } else { d };
+            if F::MIN {
+                mins[group][lane] = if F::SUPER { m * f32::from(header[F::MINS_AT + at]) } else { m };
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn unpack_planes<F: Format>(planes: &[u8], out: &mut [u8]) {
+    if F::BITS == 8 {
+        out.copy_from_slice(planes);
+        return;
+    }
+    for c in 0..8 {
+        for i in 0..64 {
+            let low = planes[c % 4 * 64 + i] >> (c / 4 * 4) & 15;
+            let high = match F::BITS {
+                5 => (planes[256 + i] >> c & 1) << 4,
+                6 => (planes[256 + c / 4 * 64 + i] >> (c % 4 * 2) & 3) << 4,
+                _ => 0,
+            };
+            let code = low | high;
+            out[c * 64 + i] = F::TABLE.map_or(code, |table| table[code as usize]);
+        }
+    }
+}
+
+/// `acc[row] += tile x block` over `cols` columns of the tile, which begin at column `at` of the activations.
+#[inline(always)]
+pub(crate) fn multiply<F: Format>(tile: &Tile, at: usize, cols: usize, block: &Block<'_>, acc: &mut [Lanes]) {
+    let rows = block.rows;
+    for (row, acc) in acc.iter_mut().enumerate().take(rows) {
+        for group in 0..cols / F::GROUP {
+            let of = at / F::GROUP + group;
+            let mut dot = [-F::ZERO * block.sums[of * rows + row]; PANEL];
+            for chunk in 0..F::GROUP / 4 {
+                let quants = &tile.quants[(group * F::GROUP / 4 + chunk) * 64..][..64];
+                let x = &block.q[((of * F::GROUP / 4 + chunk) * rows + row) * 4..][..4];
+                for (lane, dot) in dot.iter_mut().enumerate() {
+                    for i in 0..4 {
+                        *dot += i32::from(quants[lane * 4 + i]) * i32::from(x[i]);
+                    }
+                }
+            }
+            let d = block.d[of * F::GROUP / 32 * rows + row];
+            let scaled_sum = block.scaled_sums[of * rows + row];
+            for lane in 0..PANEL {
+                acc[lane] += dot[lane] as f32 * (tile.scales[group][lane] * d);
+                if F::MIN {
+                    acc[lane] += tile.mins[group][lane] * scaled_sum;
+                }
+            }
+        }
+    }
+}
+
+/// Turns the first `cols` unpacked columns, from column `from` of the tile, into floats.
+#[inline(always)]
+pub(crate) fn to_floats<F: Format>(tile: &mut Tile, from: usize, cols: usize) {
+    for (i, out) in tile.floats[..cols].iter_mut().enumerate() {
+        let column = from + i;
+        let group = column / F::GROUP;
+        let quants = &tile.quants[column / 4 * 64..][..64];
+        for (lane, out) in out.iter_mut().enumerate() {
+            let q = i32::from(quants[lane * 4 + column % 4]) - F::ZERO;
+            *out = tile.scales[group][lane] * q as f32 + if F::MIN { tile.mins[group][lane] } else { 0.0 };
+        }
+    }
+}
+
+/// Reads columns of a float panel (`line` bytes begin at the first of them).
+#[inline(always)]
+pub(crate) fn read_floats(dtype: DType, panel: &[u8], floats: &mut [Lanes]) {
+    match dtype {
+        DType::F32 => {
+            for (line, out) in panel.as_chunks::<{ 4 * PANEL }>().0.iter().zip(floats) {
+                for (bytes, out) in line.as_chunks::<4>().0.iter().zip(out) {
+                    *out = f32::from_le_bytes(*bytes);
+                }
+            }
+        }
+        DType::BF16 => {
+            for (line, out) in panel.as_chunks::<{ 2 * PANEL }>().0.iter().zip(floats) {
+                for (bytes, out) in line.as_chunks::<2>().0.iter().zip(out) {
+                    *out = bf16::from_le_bytes(*bytes).to_f32();
+                }
+            }
+        }
+        _ => {
+            for (line, out) in panel.as_chunks::<{ 2 * PANEL }>().0.iter().zip(floats) {
+                for (bytes, out) in line.as_chunks::<2>().0.iter().zip(out) {
+                    *out = f16::from_le_bytes(*bytes).to_f32();
+                }
+            }
+        }
+    }
+}
+
+/// `acc[row] += floats x rows`: each row of `x` holds the elements for these columns. `FMA` fuses the multiply-add,
+/// which only pays where the instruction set has it.
+#[inline(always)]
+pub(crate) fn multiply_floats<const FMA: bool, const ROWS: usize>(
+    floats: &[Lanes],
+    x: &[&[f32]; ROWS],
+    acc: &mut [Lanes; ROWS],
+) {
+    let mut sums = *acc;
+    for (column, w) in floats.iter().enumerate() {
+        for (x, sums) in x.iter().zip(&mut sums) {
+            let x = x[column];
+            for (sum, w) in sums.iter_mut().zip(w) {
+                *sum = if FMA { w.mul_add(x, *sum) } else { w * x + *sum };
+            }
+        }
+    }
+    *acc = sums;
+}
