@@ -1,0 +1,98 @@
+//! Prefill and decode, timed.
+
+use std::time::Instant;
+
+use crate::{Engine, EngineError, Sequence, metrics::rate};
+
+/// What is timed.
+#[derive(Clone, Copy, Debug)]
+pub struct BenchOptions {
+    /// Tokens of a prefill; 0 for none.
+    pub prompt: usize,
+    /// Tokens decoded after another; 0 for none.
+    pub generate: usize,
+    /// Repetitions, each after a warm-up that is not counted.
+    pub repetitions: usize,
+}
+
+/// Repetitions of one test.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct BenchResult {
+    /// `pp512`: a prefill of 512; `tg64`: 64 tokens decoded.
+    pub test: String,
+    /// Each repetition.
+    pub tok_per_s: Vec<f64>,
+    /// Median of the repetitions.
+    pub median_tok_per_s: f64,
+    /// Bytes of weights and of KV cache a token reads (decoding; 0 in prefill, which reads weights once a chunk).
+    pub bytes_per_token: f64,
+    /// `bytes_per_token` times the median.
+    pub bytes_per_s: f64,
+    /// Share of the measured read bandwidth, per cent.
+    pub percent_of_bandwidth: Option<f64>,
+}
+
+impl Engine {
+    /// Times prefill of `prompt` ids and decoding of `generate` ids after an empty context, as llama.cpp's bench does:
+    /// the ids are fixed and the text means nothing.
+    ///
+    /// # Errors
+    /// Where the lengths exceed the context, or a step fails.
+    pub fn bench(&mut self, options: &BenchOptions) -> Result<Vec<BenchResult>, EngineError> {
+        let mut results = Vec::new();
+        for (name, tokens, chunk) in [
+            ("pp", options.prompt, self.execution.plan().limits.tokens),
+            ("tg", options.generate, 1),
+        ] {
+            if tokens == 0 {
+                continue;
+            }
+            // The warm-up touches every page and wakes the threads: a few tokens do.
+            self.timed(tokens.min(8.max(chunk)), chunk)?;
+            let mut tok_per_s = Vec::new();
+            for _ in 0..options.repetitions {
+                tok_per_s.push(self.timed(tokens, chunk)?);
+            }
+            let median_tok_per_s = median(&tok_per_s);
+            let bytes_per_token = if chunk == 1 { self.bytes_per_token(tokens / 2) } else { 0.0 };
+            let bytes_per_s = bytes_per_token * median_tok_per_s;
+            let roof = self.measure_bandwidth().filter(|_| bytes_per_token > 0.0);
+            results.push(BenchResult {
+                test: format!("{name}{tokens}"),
+                tok_per_s,
+                median_tok_per_s,
+                bytes_per_token,
+                bytes_per_s,
+                percent_of_bandwidth: roof.map(|roof| 100.0 * bytes_per_s / roof),
+            });
+        }
+        Ok(results)
+    }
+
+    fn timed(&mut self, tokens: usize, chunk: usize) -> Result<f64, EngineError> {
+        let vocab = self.execution.graph().vocab_in();
+        let ids: Vec<u32> = (0..tokens).map(|i| ((1000 + 7 * i) % vocab) as u32).collect();
+        let mut sequence = Sequence::default();
+        let start = Instant::now();
+        let mut result = Ok(());
+        for ids in ids.chunks(chunk) {
+            result = self.step(&mut sequence, ids, 1).map(|_| ());
+            if result.is_err() {
+                break;
+            }
+        }
+        let time = start.elapsed();
+        self.truncate(&mut sequence, 0);
+        result.map(|()| rate(tokens, time))
+    }
+}
+
+fn median(values: &[f64]) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    match sorted.len() {
+        0 => 0.0,
+        n if n % 2 == 1 => sorted[n / 2],
+        n => (sorted[n / 2 - 1] + sorted[n / 2]) / 2.0,
+    }
+}

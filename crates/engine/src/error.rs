@@ -1,0 +1,123 @@
+//! What can go wrong, in one line each.
+
+/// Why the engine refused or failed.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// A model file is missing, damaged or of an unknown kind.
+    #[error(transparent)]
+    File(#[from] files::FileError),
+    /// The model cannot be built from its file.
+    #[error(transparent)]
+    Model(#[from] models::ModelError),
+    /// Text could not be encoded, or the template failed.
+    #[error(transparent)]
+    Text(#[from] text::TextError),
+    /// No plan could be made.
+    #[error(transparent)]
+    Plan(#[from] graph::PlanError),
+    /// The plan does not fit.
+    #[error("the model does not fit: {device} needs {needed} bytes and may use {budget}: {short} bytes short{hint}")]
+    DoesNotFit {
+        /// The device.
+        device: String,
+        /// Bytes needed.
+        needed: u64,
+        /// Bytes it may use.
+        budget: u64,
+        /// The difference.
+        short: u64,
+        /// What would help.
+        hint: String,
+    },
+    /// A device could not be opened.
+    #[error("device {name}: {reason}")]
+    Device {
+        /// The name asked for.
+        name: String,
+        /// Why not.
+        reason: String,
+    },
+    /// A device failed.
+    #[error(transparent)]
+    Failed(#[from] graph::DeviceError),
+    /// A step was refused or failed.
+    #[error(transparent)]
+    Run(#[from] graph::RunError),
+    /// The prompt and the context do not go together.
+    #[error("the prompt has {prompt} tokens and the context holds {context}: shorten it, or raise --ctx{limit}")]
+    PromptTooLong {
+        /// Tokens of the prompt.
+        prompt: usize,
+        /// Tokens the context holds.
+        context: usize,
+        /// How far the context could be raised, or nothing.
+        limit: String,
+    },
+    /// Nothing to start from.
+    #[error("the prompt is empty and the model has no begin token to start from")]
+    EmptyPrompt,
+    /// An id that the model does not have.
+    #[error("token id {id} is outside the vocabulary of {vocab}")]
+    IdOutOfRange {
+        /// The id.
+        id: u32,
+        /// Entries of the vocabulary.
+        vocab: usize,
+    },
+    /// A setting outside its range.
+    #[error("{name} is {value}: {expected}")]
+    Setting {
+        /// The setting.
+        name: &'static str,
+        /// What was given.
+        value: String,
+        /// What it may be.
+        expected: &'static str,
+    },
+    /// The model produced numbers that mean nothing.
+    #[error("the model produced logits that are not numbers: its weights are damaged (at token {position})")]
+    NotANumber {
+        /// Position in the sequence.
+        position: usize,
+    },
+    /// No chat template.
+    #[error(
+        "{model} has no chat template: it is a base model that completes text; run it with --raw or as a completion"
+    )]
+    NoTemplate {
+        /// The model.
+        model: String,
+    },
+    /// A text too short to measure.
+    #[error("the text has {tokens} tokens, fewer than one window of {window}")]
+    TextTooShort {
+        /// Tokens of the text.
+        tokens: usize,
+        /// Tokens of a window.
+        window: usize,
+    },
+    /// The model has no tokenizer.
+    #[error("{0} carries no tokenizer: text cannot be encoded, ids can")]
+    NoTokenizer(String),
+}
+
+impl EngineError {
+    /// Whether the caller asked for something that cannot be, as against something that failed.
+    pub fn is_misuse(&self) -> bool {
+        matches!(
+            self,
+            EngineError::Setting { .. }
+                | EngineError::Device { .. }
+                | EngineError::IdOutOfRange { .. }
+                | EngineError::EmptyPrompt
+                | EngineError::PromptTooLong { .. }
+                | EngineError::NoTemplate { .. }
+                | EngineError::TextTooShort { .. }
+                | EngineError::Plan(
+                    graph::PlanError::Zero(_)
+                        | graph::PlanError::Context { .. }
+                        | graph::PlanError::UnknownDevice { .. }
+                )
+        )
+    }
+}

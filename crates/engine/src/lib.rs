@@ -1,0 +1,49 @@
+//! Load, plan, step: the public interface to a running model.
+//!
+//! ```text
+//!   path --ModelFile::open--> files --Engine::load--> Engine
+//!                                                       |- tokenizer, template      text <-> ids
+//!                                                       |- generate(Request)        ids -> text, streamed
+//!                                                       `- logits, perplexity       what others check us by
+//! ```
+//!
+//! The engine owns the compiled plan, the KV blocks and the sampler; the devices are listed in one place
+//! ([`devices`]). It knows no HTTP and prints nothing: progress and text go through callbacks.
+//!
+//! ```no_run
+//! use engine::{Engine, LoadOptions, ModelFile, Request};
+//! let file = ModelFile::open("model.gguf".as_ref())?;
+//! let mut engine = Engine::load(&file, &LoadOptions::default(), &mut |_, _| ())?;
+//! let prompt = engine.prompt("The capital of France is")?;
+//! let answer = engine.generate(&Request { prompt, max_tokens: Some(8), ..Request::default() }, &mut |_| {
+//!     std::ops::ControlFlow::Continue(())
+//! })?;
+//! println!("{}", answer.text);
+//! # Ok::<(), engine::EngineError>(())
+//! ```
+#![forbid(unsafe_code)]
+
+mod bench;
+mod blocks;
+pub mod devices;
+mod error;
+mod evaluate;
+mod generate;
+mod load;
+mod metrics;
+mod sampler;
+mod source;
+mod stop;
+mod vocabulary;
+
+pub use bench::{BenchOptions, BenchResult};
+pub use blocks::Sequence;
+pub use error::EngineError;
+pub use evaluate::{Logits, Perplexity};
+pub use generate::{Event, FinishReason, Generation, Request};
+pub use graph::{Arithmetic, KvType, Part, Plan};
+pub use load::{Engine, LoadOptions, ModelInfo};
+pub use metrics::{Metrics, peak_memory_bytes};
+pub use sampler::{Sampler, SamplerOptions};
+pub use source::{ModelFile, TensorGroup};
+pub use text::{Chat, ChatTemplate, Detokenizer, TextError, Tokenizer};

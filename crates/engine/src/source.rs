@@ -1,0 +1,170 @@
+//! A model on disk, opened: what it is and what it holds, before anything is computed.
+
+use std::{collections::BTreeMap, path::Path};
+
+use files::{gguf::Gguf, hf::HfDir};
+
+use crate::EngineError;
+
+/// An opened model: a GGUF file (or the parts of one), or a Hugging Face directory. Weights are mapped, not read.
+#[derive(Debug)]
+pub struct ModelFile {
+    pub(crate) path: String,
+    pub(crate) kind: Kind,
+}
+
+#[derive(Debug)]
+pub(crate) enum Kind {
+    Gguf(Box<Gguf>),
+    HuggingFace(Box<HfDir>),
+}
+
+/// Tensors of one kind across the layers, as `inspect` lists them.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct TensorGroup {
+    /// The tensor's name with the layer replaced by `*`.
+    pub name: String,
+    /// Type.
+    pub dtype: String,
+    /// Shape of one, outermost first.
+    pub shape: Vec<usize>,
+    /// How many there are.
+    pub count: usize,
+    /// Bytes of all.
+    pub bytes: u64,
+}
+
+impl ModelFile {
+    /// Opens a GGUF file, or a directory with `config.json` and safetensors.
+    ///
+    /// # Errors
+    /// Where nothing is there, or the file breaks its format.
+    pub fn open(path: &Path) -> Result<ModelFile, EngineError> {
+        let kind = if path.is_dir() {
+            Kind::HuggingFace(Box::new(HfDir::open(path)?))
+        } else {
+            Kind::Gguf(Box::new(Gguf::open(path)?))
+        };
+        Ok(ModelFile { path: path.display().to_string(), kind })
+    }
+
+    /// Where it lies.
+    pub fn path(&self) -> &str {
+        &self.path
+    }
+
+    /// The last part of the path, for messages.
+    pub fn short_name(&self) -> &str {
+        self.path.trim_end_matches('/').rsplit('/').next().unwrap_or(&self.path)
+    }
+
+    /// The format, for people.
+    pub fn format(&self) -> String {
+        match &self.kind {
+            Kind::Gguf(gguf) if gguf.parts().len() > 1 => {
+                format!("GGUF v{} in {} parts", gguf.version(), gguf.parts().len())
+            }
+            Kind::Gguf(gguf) => format!("GGUF v{}", gguf.version()),
+            Kind::HuggingFace(_) => "Hugging Face directory".to_owned(),
+        }
+    }
+
+    /// Bytes of the weights' files.
+    pub fn file_bytes(&self) -> u64 {
+        match &self.kind {
+            Kind::Gguf(gguf) => gguf.file_bytes(),
+            Kind::HuggingFace(dir) => dir.weights.file_bytes(),
+        }
+    }
+
+    fn tensors(&self) -> &[files::TensorInfo] {
+        match &self.kind {
+            Kind::Gguf(gguf) => gguf.tensors(),
+            Kind::HuggingFace(dir) => dir.weights.tensors(),
+        }
+    }
+
+    /// Number of tensors.
+    pub fn tensor_count(&self) -> usize {
+        self.tensors().len()
+    }
+
+    /// Elements of all tensors.
+    pub fn parameters(&self) -> u64 {
+        self.tensors().iter().map(|tensor| tensor.elements() as u64).sum()
+    }
+
+    /// Bytes and number of tensors by type.
+    pub fn types(&self) -> BTreeMap<String, (usize, u64)> {
+        let mut types = BTreeMap::new();
+        for tensor in self.tensors() {
+            let entry = types.entry(tensor.dtype.name().to_owned()).or_insert((0, 0));
+            entry.0 += 1;
+            entry.1 += tensor.data.len() as u64;
+        }
+        types
+    }
+
+    /// Tensors grouped over the layers, in the order of the file.
+    pub fn groups(&self) -> Vec<TensorGroup> {
+        let mut groups: Vec<TensorGroup> = Vec::new();
+        let mut known: BTreeMap<(String, String, Vec<usize>), usize> = BTreeMap::new();
+        for tensor in self.tensors() {
+            let name: Vec<&str> = tensor
+                .name
+                .split('.')
+                .map(|part| if !part.is_empty() && part.bytes().all(|b| b.is_ascii_digit()) { "*" } else { part })
+                .collect();
+            let key = (name.join("."), tensor.dtype.name().to_owned(), tensor.shape.clone());
+            let index = *known.entry(key.clone()).or_insert_with(|| {
+                groups.push(TensorGroup { name: key.0, dtype: key.1, shape: key.2, count: 0, bytes: 0 });
+                groups.len() - 1
+            });
+            groups[index].count += 1;
+            groups[index].bytes += tensor.data.len() as u64;
+        }
+        groups
+    }
+
+    /// Scalar metadata as `(key, value)`, long texts and arrays shortened.
+    pub fn metadata(&self) -> Vec<(String, String)> {
+        match &self.kind {
+            Kind::Gguf(gguf) => {
+                gguf.metadata().iter().map(|(key, value)| (key.to_owned(), shown(&format!("{value:?}")))).collect()
+            }
+            Kind::HuggingFace(dir) => vec![
+                ("architectures".to_owned(), dir.config.architectures.join(", ")),
+                ("model_type".to_owned(), format!("{:?}", dir.config.model_type)),
+                ("dtype".to_owned(), format!("{:?}", dir.config.dtype)),
+            ],
+        }
+    }
+
+    /// The model's own chat template.
+    ///
+    /// # Errors
+    /// Where the metadata holds something that is not text.
+    pub fn template_source(&self) -> Result<Option<String>, EngineError> {
+        Ok(match &self.kind {
+            Kind::Gguf(gguf) => gguf.metadata().opt_str("tokenizer.chat_template")?.map(str::to_owned),
+            Kind::HuggingFace(dir) => dir.chat_template().map(str::to_owned),
+        })
+    }
+
+    pub(crate) fn source(&self) -> models::Source<'_> {
+        match &self.kind {
+            Kind::Gguf(gguf) => models::Source::Gguf(gguf),
+            Kind::HuggingFace(dir) => models::Source::HuggingFace(dir),
+        }
+    }
+}
+
+/// Metadata comes from strangers: one line, no control characters, bounded.
+fn shown(text: &str) -> String {
+    const LONGEST: usize = 100;
+    let line: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+    if line.chars().count() <= LONGEST {
+        return line;
+    }
+    line.chars().take(LONGEST).collect::<String>() + "..."
+}
