@@ -2,7 +2,7 @@
 
 use tensor::AlignedBuf;
 
-use crate::isa::Isa;
+use crate::isa::{Isa, for_isa};
 
 /// Elements that share a scale.
 pub(crate) const GROUP: usize = 32;
@@ -85,35 +85,38 @@ impl Quantised {
         let (q, d) = (base(&self.q, 4), base(&self.d, GROUP));
         let sums = [base(&self.sums[0], 16), base(&self.sums[1], 32)];
         let scaled = [base(&self.scaled_sums[0], 16), base(&self.scaled_sums[1], 32)];
-        isa.run(|| {
-            for (group, x) in x.as_chunks::<GROUP>().0.iter().enumerate() {
-                let mut quants = [0i8; GROUP];
-                let (scale, halves) = quantise_group(x, &mut quants);
-                let whole = halves[0] + halves[1];
-                // SAFETY: all of these lie in the block of this row, inside the buffers by the assertion above, and
-                // only in this row's lane of it, which the caller keeps to this thread.
-                unsafe {
-                    for (c, four) in quants.as_chunks::<4>().0.iter().enumerate() {
-                        let four = u32::from_ne_bytes(four.map(|q| q as u8));
-                        q.add((group * 8 + c) * count + lane).write(four);
-                    }
-                    d.add(group * count + lane).write(scale.to_bits());
-                    for (half, sum) in halves.into_iter().enumerate() {
-                        let at = (group * 2 + half) * count + lane;
-                        sums[0].add(at).write(sum as u32);
-                        scaled[0].add(at).write((scale * sum as f32).to_bits());
-                    }
-                    sums[1].add(group * count + lane).write(whole as u32);
-                    scaled[1].add(group * count + lane).write((scale * whole as f32).to_bits());
+        for (group, x) in x.as_chunks::<GROUP>().0.iter().enumerate() {
+            let mut quants = [0i8; GROUP];
+            let (scale, halves) = quantise_group(isa, x, &mut quants);
+            let whole = halves[0] + halves[1];
+            // SAFETY: all of these lie in the block of this row, inside the buffers by the assertion above, and
+            // only in this row's lane of it, which the caller keeps to this thread.
+            unsafe {
+                for (c, four) in quants.as_chunks::<4>().0.iter().enumerate() {
+                    let four = u32::from_ne_bytes(four.map(|q| q as u8));
+                    q.add((group * 8 + c) * count + lane).write(four);
                 }
+                d.add(group * count + lane).write(scale.to_bits());
+                for (half, sum) in halves.into_iter().enumerate() {
+                    let at = (group * 2 + half) * count + lane;
+                    sums[0].add(at).write(sum as u32);
+                    scaled[0].add(at).write((scale * sum as f32).to_bits());
+                }
+                sums[1].add(group * count + lane).write(whole as u32);
+                scaled[1].add(group * count + lane).write((scale * whole as f32).to_bits());
             }
-        });
+        }
     }
+}
+
+for_isa! {
+    /// [`round_group`]
+    fn quantise_group(x: &[f32; GROUP], q: &mut [i8; GROUP]) -> (f32, [i32; 2]) = round_group;
 }
 
 /// Rounds 32 elements to even; returns the scale and the sums of both halves.
 #[inline(always)]
-fn quantise_group(x: &[f32; GROUP], q: &mut [i8; GROUP]) -> (f32, [i32; 2]) {
+fn round_group(x: &[f32; GROUP], q: &mut [i8; GROUP]) -> (f32, [i32; 2]) {
     let mut largest = [0.0f32; 16];
     for (i, x) in x.iter().enumerate() {
         largest[i % 16] = largest[i % 16].max(x.abs());

@@ -6,7 +6,11 @@
 
 use graph::{KV_BLOCK_TOKENS, Span};
 
-use crate::{isa::Isa, kv::KvCache, math};
+use crate::{
+    isa::{Isa, for_isa},
+    kv::KvCache,
+    math,
+};
 
 /// Queries a tile holds at most: what keeps keys, values and sums of 128-element heads in the second-level cache.
 const TILE_QUERIES: usize = 32;
@@ -31,6 +35,18 @@ pub(crate) struct Scratch {
     scores: Vec<Scores>,
     largest: Vec<f32>,
     total: Vec<f32>,
+    /// Keys of the block at hand that each query sees.
+    visible: Vec<std::ops::Range<usize>>,
+}
+
+for_isa! {
+    /// [`Scratch::block`]
+    fn add_block(scratch: &mut Scratch, queries: usize, dim: usize, softcap: Option<f32>) = block_of;
+}
+
+#[inline(always)]
+fn block_of(scratch: &mut Scratch, queries: usize, dim: usize, softcap: Option<f32>) {
+    scratch.block(queries, dim, softcap);
 }
 
 impl Scratch {
@@ -134,7 +150,10 @@ impl Attention {
                 let to = (last_of(query) + 1).saturating_sub(begin).min(KV_BLOCK_TOKENS);
                 from..to.max(from)
             };
-            isa.run(|| scratch.block(queries, dim, self.softcap, visible));
+            for query in 0..queries {
+                scratch.visible[query] = visible(query);
+            }
+            add_block(isa, scratch, queries, dim, self.softcap);
         }
         for query in 0..queries {
             let sums = &mut scratch.sums[query * dim..][..dim];
@@ -157,17 +176,12 @@ impl Scratch {
         self.largest.resize(queries, f32::NEG_INFINITY);
         self.total.clear();
         self.total.resize(queries, 0.0);
+        self.visible.resize(queries, 0..0);
     }
 
     /// Adds one block of keys and values to the sums of all queries.
     #[inline(always)]
-    fn block(
-        &mut self,
-        queries: usize,
-        dim: usize,
-        softcap: Option<f32>,
-        visible: impl Fn(usize) -> std::ops::Range<usize>,
-    ) {
+    fn block(&mut self, queries: usize, dim: usize, softcap: Option<f32>) {
         let (keys, _) = self.keys.as_chunks::<KV_BLOCK_TOKENS>();
         let mut query = 0;
         while query + 4 <= queries {
@@ -183,7 +197,7 @@ impl Scratch {
             if let Some(cap) = softcap {
                 scores.iter_mut().for_each(|score| *score = cap * math::tanh(*score / cap));
             }
-            let visible = visible(query);
+            let visible = self.visible[query].clone();
             if visible.is_empty() {
                 continue;
             }

@@ -32,22 +32,6 @@ impl Avx512 {
         }
         None
     }
-
-    /// Runs `f` compiled for this instruction set: what inlines into it is vectorised for it.
-    #[inline]
-    pub(crate) fn run<R>(self, f: impl FnOnce() -> R) -> R {
-        #[cfg(target_arch = "x86_64")]
-        {
-            #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
-            fn inner<R>(f: impl FnOnce() -> R) -> R {
-                f()
-            }
-            // SAFETY: `self` exists only where `detect` saw these features.
-            unsafe { inner(f) }
-        }
-        #[cfg(not(target_arch = "x86_64"))]
-        f()
-    }
 }
 
 impl Avx2 {
@@ -57,22 +41,6 @@ impl Avx2 {
             return Some(Avx2(()));
         }
         None
-    }
-
-    /// Runs `f` compiled for this instruction set.
-    #[inline]
-    pub(crate) fn run<R>(self, f: impl FnOnce() -> R) -> R {
-        #[cfg(target_arch = "x86_64")]
-        {
-            #[target_feature(enable = "avx2,fma,f16c")]
-            fn inner<R>(f: impl FnOnce() -> R) -> R {
-                f()
-            }
-            // SAFETY: `self` exists only where `detect` saw these features.
-            unsafe { inner(f) }
-        }
-        #[cfg(not(target_arch = "x86_64"))]
-        f()
     }
 }
 
@@ -99,14 +67,39 @@ impl Isa {
             Isa::Portable => "portable",
         }
     }
-
-    /// Runs `f` compiled for this instruction set.
-    #[inline]
-    pub(crate) fn run<R>(self, f: impl FnOnce() -> R) -> R {
-        match self {
-            Isa::Avx512(isa) => isa.run(f),
-            Isa::Avx2(isa) => isa.run(f),
-            Isa::Portable => f(),
-        }
-    }
 }
+
+/// Defines functions that take an [`Isa`] first and run an `#[inline(always)]` body compiled for it: the compiler then
+/// vectorises the body's plain loops for that instruction set. (A closure passed to a function with target features
+/// would do the same, but only where the compiler chooses to inline it.)
+macro_rules! for_isa {
+    ($(
+        $(#[$meta:meta])*
+        fn $name:ident $([$($generics:tt)*] [$($names:tt)*])? ($($arg:ident: $ty:ty),* $(,)?) $(-> $out:ty)? = $body:path;
+    )*) => {$(
+        $(#[$meta])*
+        #[inline]
+        pub(crate) fn $name $(<$($generics)*>)? (isa: $crate::isa::Isa, $($arg: $ty),*) $(-> $out)? {
+            use $body as body;
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
+            fn avx512 $(<$($generics)*>)? ($($arg: $ty),*) $(-> $out)? {
+                body $(::<$($names)*>)? ($($arg),*)
+            }
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx2,fma,f16c")]
+            fn avx2 $(<$($generics)*>)? ($($arg: $ty),*) $(-> $out)? {
+                body $(::<$($names)*>)? ($($arg),*)
+            }
+            match isa {
+                // SAFETY (both): the value in the variant exists only where its features were detected.
+                #[cfg(target_arch = "x86_64")]
+                $crate::isa::Isa::Avx512(_) => unsafe { avx512 $(::<$($names)*>)? ($($arg),*) },
+                #[cfg(target_arch = "x86_64")]
+                $crate::isa::Isa::Avx2(_) => unsafe { avx2 $(::<$($names)*>)? ($($arg),*) },
+                _ => body $(::<$($names)*>)? ($($arg),*),
+            }
+        }
+    )*};
+}
+pub(crate) use for_isa;

@@ -7,7 +7,7 @@ use crate::{
     activations::{BLOCK_ROWS, Quantised},
     avx512,
     format::{Format, with_format},
-    isa::{Avx512, Isa},
+    isa::Isa,
     pack::{Layout, PANEL, Packed},
     tile::{self, FLOAT_TILE_COLS, Lanes, TILE_COLS, Tile},
 };
@@ -73,41 +73,29 @@ fn integer<F: Format>(isa: Isa, panel: &[u8], x: &Quantised, rows: usize, scratc
     acc[..rows].fill([0.0; PANEL]);
     for (piece, blocks) in panel.chunks(TILE_COLS / F::BLOCK * F::STRIDE).enumerate() {
         let (at, cols) = (piece * TILE_COLS, blocks.len() / F::STRIDE * F::BLOCK);
-        match isa {
-            Isa::Avx512(isa) => integer_tile_avx512::<F>(isa, blocks, (at, cols), x, &mut acc[..rows], tile),
-            Isa::Avx2(isa) => isa.run(|| integer_tile::<F>(blocks, (at, cols), x, &mut acc[..rows], tile)),
-            Isa::Portable => integer_tile::<F>(blocks, (at, cols), x, &mut acc[..rows], tile),
-        }
+        integer_tile::<F>(isa, blocks, (at, cols), x, &mut acc[..rows], tile);
     }
 }
 
-fn integer_tile_avx512<F: Format>(
-    isa: Avx512,
-    blocks: &[u8],
-    (at, cols): (usize, usize),
-    x: &Quantised,
-    acc: &mut [Lanes],
-    tile: &mut Tile,
-) {
-    avx512::unpack::<F>(isa, blocks, tile);
-    let rows = acc.len();
-    for (block, acc) in acc.chunks_mut(BLOCK_ROWS).enumerate() {
-        avx512::multiply::<F>(isa, tile, at, cols, &x.block(block * BLOCK_ROWS, rows, F::GROUP), acc);
-    }
-}
-
-#[inline(always)]
 fn integer_tile<F: Format>(
+    isa: Isa,
     blocks: &[u8],
     (at, cols): (usize, usize),
     x: &Quantised,
     acc: &mut [Lanes],
     tile: &mut Tile,
 ) {
-    tile::unpack::<F>(blocks, tile);
+    match isa {
+        Isa::Avx512(isa) => avx512::unpack::<F>(isa, blocks, tile),
+        _ => tile::unpack::<F>(isa, blocks, tile),
+    }
     let rows = acc.len();
     for (block, acc) in acc.chunks_mut(BLOCK_ROWS).enumerate() {
-        tile::multiply::<F>(tile, at, cols, &x.block(block * BLOCK_ROWS, rows, F::GROUP), acc);
+        let block = x.block(block * BLOCK_ROWS, rows, F::GROUP);
+        match isa {
+            Isa::Avx512(isa) => avx512::multiply::<F>(isa, tile, at, cols, &block, acc),
+            _ => tile::multiply::<F>(isa, tile, at, cols, &block, acc),
+        }
     }
 }
 
@@ -115,57 +103,42 @@ fn floats(isa: Isa, weight: &Packed, panel: usize, x: &[f32], rows: usize, scrat
     scratch.acc[..rows].fill([0.0; PANEL]);
     for at in (0..weight.cols).step_by(FLOAT_TILE_COLS) {
         let cols = FLOAT_TILE_COLS.min(weight.cols - at);
-        match isa {
-            Isa::Avx512(isa) => isa.run(|| float_tile::<true>(weight, panel, (at, cols), x, rows, scratch)),
-            Isa::Avx2(isa) => isa.run(|| float_tile::<true>(weight, panel, (at, cols), x, rows, scratch)),
-            Isa::Portable => float_tile::<false>(weight, panel, (at, cols), x, rows, scratch),
+        float_tile(isa, weight, panel, (at, cols), scratch);
+        let floats = &scratch.tile.floats[..cols];
+        let part = |row: usize| &x[row * weight.cols + at..][..cols];
+        let (blocks, rest) = scratch.acc[..rows].as_chunks_mut::<8>();
+        let whole = blocks.len() * 8;
+        for (block, acc) in blocks.iter_mut().enumerate() {
+            tile::multiply_floats::<8>(isa, floats, &std::array::from_fn(|i| part(block * 8 + i)), acc);
+        }
+        for (row, acc) in rest.iter_mut().enumerate() {
+            tile::multiply_floats::<1>(isa, floats, &[part(whole + row)], std::array::from_mut(acc));
         }
     }
 }
 
-#[inline(always)]
-fn float_tile<const FMA: bool>(
-    weight: &Packed,
-    panel: usize,
-    (at, cols): (usize, usize),
-    x: &[f32],
-    rows: usize,
-    scratch: &mut Scratch,
-) {
+/// Makes a tile of floats from columns of any weight.
+fn float_tile(isa: Isa, weight: &Packed, panel: usize, (at, cols): (usize, usize), scratch: &mut Scratch) {
     match &weight.layout {
         Layout::Quant { dtype, data } => {
             let panel = panel_of(data, weight, panel);
             with_format!(*dtype, F => {
                 // Blocks that hold these columns: FLOAT_TILE_COLS is a multiple of every block.
                 let blocks = &panel[at / F::BLOCK * F::STRIDE..(at + cols) / F::BLOCK * F::STRIDE];
-                tile::unpack::<F>(blocks, &mut scratch.tile);
-                tile::to_floats::<F>(&mut scratch.tile, 0, cols);
+                tile::unpack::<F>(isa, blocks, &mut scratch.tile);
+                tile::to_floats::<F>(isa, &mut scratch.tile, cols);
             }, else ());
         }
         Layout::Float { dtype, data } => {
             let panel = panel_of(data, weight, panel);
             let line = panel.len() / weight.cols;
-            tile::read_floats(*dtype, &panel[at * line..(at + cols) * line], &mut scratch.tile.floats);
+            tile::read_floats(isa, *dtype, &panel[at * line..(at + cols) * line], &mut scratch.tile.floats);
         }
         Layout::Raw { weight } => raw_tile(weight, panel, (at, cols), scratch),
-    }
-    let floats = &scratch.tile.floats[..cols];
-    let part = |row: usize| &x[row * weight.cols + at..][..cols];
-    let mut row = 0;
-    while row + 8 <= rows {
-        let acc: &mut [Lanes; 8] = (&mut scratch.acc[row..row + 8]).try_into().expect("eight rows");
-        tile::multiply_floats::<FMA, 8>(floats, &std::array::from_fn(|i| part(row + i)), acc);
-        row += 8;
-    }
-    while row < rows {
-        let acc: &mut [Lanes; 1] = (&mut scratch.acc[row..row + 1]).try_into().expect("one row");
-        tile::multiply_floats::<FMA, 1>(floats, &[part(row)], acc);
-        row += 1;
     }
 }
 
 /// Decodes columns of 16 rows of the file. Raw types have blocks of 256 elements, as many as a tile of floats.
-#[inline(always)]
 fn raw_tile(weight: &Weight, panel: usize, (at, cols): (usize, usize), scratch: &mut Scratch) {
     let dtype: DType = weight.dtype;
     let bytes = |n: usize| n / dtype.block_len() * dtype.block_bytes();

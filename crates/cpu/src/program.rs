@@ -296,13 +296,13 @@ impl Run<'_> {
         match op {
             RowOp::Embed { table, scale, out } => rows::embed(table, self.step.ids[row], *scale, put(out)),
             RowOp::RmsNorm { x, weight, group, eps, out } => {
-                isa.run(|| rows::rms_norm(get(x), weight, *group, *eps, put(out)));
+                rows::rms_norm(isa, get(x), weight, *group, *eps, put(out));
             }
             RowOp::Rope { x, head_dim, angles, out } => {
                 let angles = &program.angles[*angles];
                 // SAFETY: angles were written in an earlier phase.
                 let values = unsafe { row_ref(&angles.values, row, angles.table.rotary_dim()) };
-                isa.run(|| rows::rope(get(x), *head_dim, angles.table.pairs, values, put(out)));
+                rows::rope(isa, get(x), *head_dim, angles.table.pairs, values, put(out));
             }
             RowOp::KvWrite { cache, k, v } => {
                 let cache = program.caches[*cache].as_ref().expect("a cache is written where it lies");
@@ -311,11 +311,11 @@ impl Run<'_> {
                 // SAFETY: the step was checked, so the block exists; each token has its own slot.
                 unsafe { cache.write(block, token % KV_BLOCK_TOKENS, get(k), get(v), &mut scratch.half_row) };
             }
-            RowOp::Add { a, b, out } => isa.run(|| rows::add(get(a), get(b), put(out))),
-            RowOp::Mul { a, b, out } => isa.run(|| rows::mul(get(a), get(b), put(out))),
-            RowOp::Activate { x, kind, out } => isa.run(|| rows::activate(*kind, get(x), put(out))),
-            RowOp::Scale { x, factor, out } => isa.run(|| rows::scale(get(x), *factor, put(out))),
-            RowOp::SoftCap { x, cap, out } => isa.run(|| rows::soft_cap(get(x), *cap, put(out))),
+            RowOp::Add { a, b, out } => rows::add(isa, get(a), get(b), put(out)),
+            RowOp::Mul { a, b, out } => rows::mul(isa, get(a), get(b), put(out)),
+            RowOp::Activate { x, kind, out } => rows::activate(isa, *kind, get(x), put(out)),
+            RowOp::Scale { x, factor, out } => rows::scale(isa, get(x), *factor, put(out)),
+            RowOp::SoftCap { x, cap, out } => rows::soft_cap(isa, get(x), *cap, put(out)),
             RowOp::Select { x, out } => {
                 let source = self.step.outputs[row] as usize;
                 // SAFETY: the source was written in an earlier phase.

@@ -10,6 +10,7 @@ use tensor::DType;
 use crate::{
     activations::Block,
     format::{Format, scale_value},
+    isa::{Isa, for_isa},
     pack::PANEL,
 };
 
@@ -42,9 +43,20 @@ impl Tile {
     }
 }
 
+for_isa! {
+    /// [`unpack_body`]
+    fn unpack[F: Format][F](blocks: &[u8], tile: &mut Tile) = unpack_body;
+    /// [`multiply_body`]
+    fn multiply[F: Format][F](tile: &Tile, at: usize, cols: usize, block: &Block<'_>, acc: &mut [Lanes]) = multiply_body;
+    /// [`to_floats_body`]
+    fn to_floats[F: Format][F](tile: &mut Tile, cols: usize) = to_floats_body;
+    /// [`read_floats_body`]
+    fn read_floats(dtype: DType, panel: &[u8], floats: &mut [Lanes]) = read_floats_body;
+}
+
 /// Unpacks whole blocks of a panel (at most [`TILE_COLS`] columns) into quants, scales and minimums.
 #[inline(always)]
-pub(crate) fn unpack<F: Format>(blocks: &[u8], tile: &mut Tile) {
+fn unpack_body<F: Format>(blocks: &[u8], tile: &mut Tile) {
     let mut groups = 0;
     let mut chunks = tile.quants.chunks_exact_mut(512);
     for block in blocks.chunks_exact(F::STRIDE) {
@@ -96,7 +108,7 @@ fn unpack_planes<F: Format>(planes: &[u8], out: &mut [u8]) {
 
 /// `acc[row] += tile x block` over `cols` columns of the tile, which begin at column `at` of the activations.
 #[inline(always)]
-pub(crate) fn multiply<F: Format>(tile: &Tile, at: usize, cols: usize, block: &Block<'_>, acc: &mut [Lanes]) {
+fn multiply_body<F: Format>(tile: &Tile, at: usize, cols: usize, block: &Block<'_>, acc: &mut [Lanes]) {
     let rows = block.rows;
     for (row, acc) in acc.iter_mut().enumerate().take(rows) {
         for group in 0..cols / F::GROUP {
@@ -123,11 +135,10 @@ pub(crate) fn multiply<F: Format>(tile: &Tile, at: usize, cols: usize, block: &B
     }
 }
 
-/// Turns the first `cols` unpacked columns, from column `from` of the tile, into floats.
+/// Turns the first `cols` unpacked columns into floats.
 #[inline(always)]
-pub(crate) fn to_floats<F: Format>(tile: &mut Tile, from: usize, cols: usize) {
-    for (i, out) in tile.floats[..cols].iter_mut().enumerate() {
-        let column = from + i;
+fn to_floats_body<F: Format>(tile: &mut Tile, cols: usize) {
+    for (column, out) in tile.floats[..cols].iter_mut().enumerate() {
         let group = column / F::GROUP;
         let quants = &tile.quants[column / 4 * 64..][..64];
         for (lane, out) in out.iter_mut().enumerate() {
@@ -139,7 +150,7 @@ pub(crate) fn to_floats<F: Format>(tile: &mut Tile, from: usize, cols: usize) {
 
 /// Reads columns of a float panel (`line` bytes begin at the first of them).
 #[inline(always)]
-pub(crate) fn read_floats(dtype: DType, panel: &[u8], floats: &mut [Lanes]) {
+fn read_floats_body(dtype: DType, panel: &[u8], floats: &mut [Lanes]) {
     match dtype {
         DType::F32 => {
             for (line, out) in panel.as_chunks::<{ 4 * PANEL }>().0.iter().zip(floats) {
@@ -165,15 +176,42 @@ pub(crate) fn read_floats(dtype: DType, panel: &[u8], floats: &mut [Lanes]) {
     }
 }
 
-/// `acc[row] += floats x rows`: each row of `x` holds the elements for these columns. `FMA` fuses the multiply-add,
-/// which only pays where the instruction set has it.
+/// `acc[row] += floats x rows`: each row of `x` holds the elements for these columns.
+pub(crate) fn multiply_floats<const ROWS: usize>(
+    isa: Isa,
+    floats: &[Lanes],
+    x: &[&[f32]; ROWS],
+    acc: &mut [Lanes; ROWS],
+) {
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
+    fn avx512<const ROWS: usize>(floats: &[Lanes], x: &[&[f32]; ROWS], acc: &mut [Lanes; ROWS]) {
+        multiply_floats_body::<true, ROWS>(floats, x, acc);
+    }
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    fn avx2<const ROWS: usize>(floats: &[Lanes], x: &[&[f32]; ROWS], acc: &mut [Lanes; ROWS]) {
+        multiply_floats_body::<true, ROWS>(floats, x, acc);
+    }
+    match isa {
+        // SAFETY (both): the value in the variant exists only where its features were detected.
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512(_) => unsafe { avx512(floats, x, acc) },
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2(_) => unsafe { avx2(floats, x, acc) },
+        _ => multiply_floats_body::<false, ROWS>(floats, x, acc),
+    }
+}
+
+/// `FMA` fuses the multiply-add: without the instruction it would be a call.
 #[inline(always)]
-pub(crate) fn multiply_floats<const FMA: bool, const ROWS: usize>(
+fn multiply_floats_body<const FMA: bool, const ROWS: usize>(
     floats: &[Lanes],
     x: &[&[f32]; ROWS],
     acc: &mut [Lanes; ROWS],
 ) {
     let mut sums = *acc;
+    let x: [&[f32]; ROWS] = std::array::from_fn(|row| &x[row][..floats.len()]);
     for (column, w) in floats.iter().enumerate() {
         for (x, sums) in x.iter().zip(&mut sums) {
             let x = x[column];

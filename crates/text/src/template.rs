@@ -1,0 +1,257 @@
+//! Messages to the prompt a model was trained on.
+//!
+//! Conventions: "Chat templates" of <https://huggingface.co/docs/transformers/chat_templating_writing>, and
+//! `utils/chat_template_utils.py` of <https://github.com/huggingface/transformers>.
+
+mod clock;
+mod json;
+
+use std::io::Write;
+
+use minijinja::syntax::SyntaxConfig;
+use minijinja::value::Serde;
+use minijinja::{AutoEscape, Environment, ErrorKind, Value as Jinja};
+use serde_json::{Map, Value};
+
+use crate::TextError;
+
+/// The longest prompt a template may write, in bytes.
+pub const MAX_OUTPUT_BYTES: usize = 16 << 20;
+
+/// Budget of a rendering, apart from what the messages add. A step costs about 1, and so do 64 bytes of text that a
+/// step makes: a template that loops or doubles a string stops within a tenth of a second and 64 MB. A message costs
+/// some 50.
+const FUEL: u64 = 1_000_000;
+
+/// What each byte of the messages adds to the budget: 1/4, or 16 copies of it.
+const BYTES_PER_FUEL: u64 = 4;
+
+/// Stack of a rendering. A template can nest lists as deep as its budget is long, and the engine drops, prints and
+/// compares them by recursion. Only what is used is ever mapped.
+const STACK_BYTES: usize = 512 << 20;
+
+/// Bound on nested macros and blocks.
+const RECURSION: usize = 100;
+
+const NAME: &str = "chat";
+
+/// What a template is applied to.
+#[derive(Debug, Clone, Default)]
+pub struct Chat<'a> {
+    /// The messages: objects with `role` and `content`, and whatever else the template reads.
+    pub messages: &'a [Value],
+    /// The tools the model may call, as JSON schemas.
+    pub tools: Option<&'a [Value]>,
+    /// Whether the prompt ends where the model's answer begins.
+    pub add_generation_prompt: bool,
+    /// Name of the begin token. Many templates write it: such a prompt must not be given another.
+    pub bos_token: &'a str,
+    /// Name of the end token.
+    pub eos_token: &'a str,
+    /// Further variables (`enable_thinking`, `documents`, ...).
+    pub extra: Map<String, Value>,
+    /// What `strftime_now` takes for the time, in seconds since 1970 plus the offset of the time zone. `None`: the
+    /// system's clock, in UTC.
+    pub now_s: Option<i64>,
+}
+
+/// A chat template, compiled.
+///
+/// A template comes with a model and is not trusted: it sees nothing but the [`Chat`], and steps, text and output are
+/// bounded. One thing is not: a list joined to itself with `+` over and over, for which the engine (minijinja 3.1)
+/// charges nothing before it lays the list out.
+#[derive(Debug)]
+pub struct ChatTemplate {
+    environment: Environment<'static>,
+}
+
+impl ChatTemplate {
+    /// Compiles the template of a model (`tokenizer.chat_template`, or `chat_template` of `tokenizer_config.json`).
+    ///
+    /// # Errors
+    /// [`TextError::Template`] with the line, if it does not parse.
+    pub fn new(source: &str) -> Result<Self, TextError> {
+        let mut environment = Environment::new();
+        let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
+        environment.set_syntax(syntax.map_err(describe)?);
+        environment.set_auto_escape_callback(|_| AutoEscape::None);
+        environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        environment.set_recursion_limit(RECURSION);
+        environment.add_filter("tojson", json::tojson);
+        environment.add_test("iterable", is_iterable);
+        environment.add_function("raise_exception", raise_exception);
+        environment.add_template_owned(NAME, without_generation(source)).map_err(describe)?;
+        Ok(Self { environment })
+    }
+
+    /// The template of the instruct models of Gemma 2 and 3, for files that carry none: turns of `user` and `model`,
+    /// the system text before the first user's.
+    ///
+    /// # Errors
+    /// None; the type is that of [`ChatTemplate::new`].
+    pub fn gemma() -> Result<Self, TextError> {
+        Self::new(include_str!("template/gemma.jinja"))
+    }
+
+    /// The prompt for `chat`. Encode it with `parse_special`.
+    ///
+    /// # Errors
+    /// [`TextError::TemplateRaised`] with the template's words if it rejects the messages, [`TextError::Template`] if
+    /// it fails, [`TextError::TemplateBudget`] and [`TextError::TemplateOutput`] if it does not come to an end.
+    pub fn render(&self, chat: &Chat<'_>) -> Result<String, TextError> {
+        let failed = |message: &str| TextError::Template { line: 0, message: message.to_string() };
+        std::thread::scope(|scope| {
+            std::thread::Builder::new()
+                .name("template".to_string())
+                .stack_size(STACK_BYTES)
+                .spawn_scoped(scope, || self.render_here(chat))
+                .map_err(|e| failed(&format!("no thread to render in: {e}")))?
+                .join()
+                .unwrap_or_else(|_| Err(failed("the template engine failed")))
+        })
+    }
+
+    fn render_here(&self, chat: &Chat<'_>) -> Result<String, TextError> {
+        let lists = chat.messages.iter().chain(chat.tools.unwrap_or_default()).chain(chat.extra.values());
+        let bytes: u64 = lists.map(weight).sum();
+        let fuel = FUEL.saturating_add(bytes / BYTES_PER_FUEL);
+        let mut environment = self.environment.clone();
+        environment.set_fuel(Some(fuel));
+        let template = environment.get_template(NAME).map_err(describe)?;
+        let mut output = Bounded::default();
+        match template.render_captured_to(variables(chat), &mut output) {
+            Err(_) if output.is_full => Err(TextError::TemplateOutput { limit: MAX_OUTPUT_BYTES }),
+            Err(error) if error.kind() == ErrorKind::OutOfFuel => Err(TextError::TemplateBudget { fuel }),
+            Err(error) => Err(describe(error)),
+            Ok(_) => String::from_utf8(output.bytes)
+                .map_err(|e| TextError::Template { line: 0, message: format!("output: {e}") }),
+        }
+    }
+}
+
+/// About the bytes that `value` takes as JSON.
+fn weight(value: &Value) -> u64 {
+    match value {
+        Value::String(text) => text.len() as u64,
+        Value::Array(items) => items.iter().map(|item| 16 + weight(item)).sum(),
+        Value::Object(map) => map.iter().map(|(name, item)| 16 + name.len() as u64 + weight(item)).sum(),
+        _ => 16,
+    }
+}
+
+/// Messages whose content is a list of text parts, with the texts joined by line ends: for templates that take
+/// strings alone. Other messages stay as they are.
+///
+/// # Errors
+/// [`TextError::Content`] for a part that is no text.
+pub fn flatten_content(messages: &[Value]) -> Result<Vec<Value>, TextError> {
+    let flatten = |(index, message): (usize, &Value)| {
+        let mut message = message.clone();
+        if let Some(parts) = message.get("content").and_then(Value::as_array) {
+            let text = |part: &Value| {
+                let text = part.get("text").and_then(Value::as_str).filter(|_| part["type"] == "text");
+                text.map(str::to_string).ok_or_else(|| TextError::Content { index, part: part["type"].to_string() })
+            };
+            let texts = parts.iter().map(text).collect::<Result<Vec<_>, _>>()?;
+            message["content"] = texts.join("\n").into();
+        }
+        Ok(message)
+    };
+    messages.iter().enumerate().map(flatten).collect()
+}
+
+fn variables(chat: &Chat<'_>) -> Jinja {
+    let now_s = chat.now_s.unwrap_or_else(clock::now_s);
+    let strftime_now = move |format: &str| clock::strftime(format, now_s);
+    let given = [
+        ("messages", Jinja::from(Serde(chat.messages))),
+        ("tools", Jinja::from(Serde(chat.tools))),
+        ("documents", Jinja::from(())),
+        ("add_generation_prompt", chat.add_generation_prompt.into()),
+        ("bos_token", chat.bos_token.into()),
+        ("eos_token", chat.eos_token.into()),
+        ("strftime_now", Jinja::from_function(strftime_now)),
+    ];
+    let extra = chat.extra.iter().map(|(name, value)| (name.as_str(), Jinja::from(Serde(value))));
+    Jinja::from_pairs(given.into_iter().chain(extra))
+}
+
+/// The template's own refusal, on its way through the engine.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct Raised(String);
+
+/// Python's answer: the engine's own counts `none` in, which templates test `tools` for.
+fn is_iterable(value: &Jinja) -> bool {
+    use minijinja::value::ValueKind::{Iterable, Map, Seq, String, Undefined};
+    matches!(value.kind(), Iterable | Map | Seq | String | Undefined)
+}
+
+fn raise_exception(message: String) -> Result<Jinja, minijinja::Error> {
+    Err(minijinja::Error::new(ErrorKind::InvalidOperation, "raised").with_source(Raised(message)))
+}
+
+fn describe(error: minijinja::Error) -> TextError {
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(&error);
+    while let Some(e) = cause {
+        if let Some(Raised(message)) = e.downcast_ref() {
+            return TextError::TemplateRaised { message: message.clone() };
+        }
+        cause = e.source();
+    }
+    let line = error.line().unwrap_or(0);
+    let message = match error.detail() {
+        Some(detail) => format!("{}: {detail}", error.kind()),
+        None => error.kind().to_string(),
+    };
+    TextError::Template { line, message }
+}
+
+/// Turns `{% generation %}` blocks, which mark what is trained on and print what they hold, into blocks that the
+/// engine knows.
+fn without_generation(source: &str) -> String {
+    let mut output = String::with_capacity(source.len());
+    let mut rest = source;
+    while let Some(at) = rest.find("{%") {
+        let (before, tag) = rest.split_at(at + 2);
+        output.push_str(before);
+        let word_at = tag.len() - tag.trim_start_matches(['-', '+']).trim_start().len();
+        let (lead, body) = tag.split_at(word_at);
+        let swap = [("generation", "if true"), ("endgeneration", "endif")].into_iter().find_map(|(word, new)| {
+            let after = body.strip_prefix(word)?;
+            after.trim_start().trim_start_matches(['-', '+']).starts_with("%}").then_some((after, new))
+        });
+        output.push_str(lead);
+        rest = match swap {
+            Some((after, new)) => {
+                output.push_str(new);
+                after
+            }
+            None => body,
+        };
+    }
+    output.push_str(rest);
+    output
+}
+
+/// A buffer that refuses to grow beyond [`MAX_OUTPUT_BYTES`].
+#[derive(Debug, Default)]
+struct Bounded {
+    bytes: Vec<u8>,
+    is_full: bool,
+}
+
+impl Write for Bounded {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        if bytes.len() > MAX_OUTPUT_BYTES - self.bytes.len() {
+            self.is_full = true;
+            return Err(std::io::ErrorKind::FileTooLarge.into());
+        }
+        self.bytes.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
