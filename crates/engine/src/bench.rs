@@ -40,10 +40,9 @@ impl Engine {
     /// Where the lengths exceed the context, or a step fails.
     pub fn bench(&mut self, options: &BenchOptions) -> Result<Vec<BenchResult>, EngineError> {
         let mut results = Vec::new();
-        for (name, tokens, chunk) in [
-            ("pp", options.prompt, self.execution.plan().limits.tokens),
-            ("tg", options.generate, 1),
-        ] {
+        for (name, tokens, chunk) in
+            [("pp", options.prompt, self.execution.plan().limits.tokens), ("tg", options.generate, 1)]
+        {
             if tokens == 0 {
                 continue;
             }

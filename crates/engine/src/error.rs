@@ -7,8 +7,29 @@ pub enum EngineError {
     #[error(transparent)]
     File(#[from] files::FileError),
     /// The model cannot be built from its file.
-    #[error(transparent)]
-    Model(#[from] models::ModelError),
+    #[error("{file}: {source}")]
+    Model {
+        /// The model file.
+        file: String,
+        /// What is wrong with it.
+        source: models::ModelError,
+    },
+    /// The tokenizer or chat template of a model cannot be used.
+    #[error("{file}: {source}")]
+    Tokenizer {
+        /// The model file.
+        file: String,
+        /// What is wrong with it.
+        source: text::TextError,
+    },
+    /// A kind of tokenizer that is not known.
+    #[error("{file}: unknown tokenizer {kind:?} (tokenizer.ggml.model); known are gpt2 (byte-level BPE) and llama")]
+    UnknownTokenizer {
+        /// The model file.
+        file: String,
+        /// The kind it names.
+        kind: String,
+    },
     /// Text could not be encoded, or the template failed.
     #[error(transparent)]
     Text(#[from] text::TextError),

@@ -105,8 +105,16 @@ struct Planned {
     plan: Plan,
 }
 
+fn build(file: &ModelFile) -> Result<models::Model, EngineError> {
+    models::build(file.source(), models::BuildOptions::default()).map_err(|source| match source {
+        // Errors of the file itself name it already.
+        models::ModelError::File(error) => EngineError::File(error),
+        source => EngineError::Model { file: file.path.clone(), source },
+    })
+}
+
 fn plan(file: &ModelFile, options: &LoadOptions) -> Result<Planned, EngineError> {
-    let model = models::build(file.source(), models::BuildOptions::default())?;
+    let model = build(file)?;
     let device_options = DeviceOptions { threads: options.threads, isa: options.isa.clone() };
     let devices = Devices::open(&options.device, &device_options)?;
     let budgets = devices.list().iter().map(|d| if d.name() == "cpu" { options.cpu_memory } else { None }).collect();
@@ -248,7 +256,12 @@ impl Engine {
 
     /// Feeds tokens of one sequence and returns the logits of the last `outputs` of them, `[outputs, vocab]`. The
     /// tokens must fit one step.
-    pub(crate) fn step(&mut self, sequence: &mut Sequence, ids: &[u32], outputs: usize) -> Result<&mut [f32], EngineError> {
+    pub(crate) fn step(
+        &mut self,
+        sequence: &mut Sequence,
+        ids: &[u32],
+        outputs: usize,
+    ) -> Result<&mut [f32], EngineError> {
         let past = sequence.len();
         let context = self.context();
         if past + ids.len() > context || !self.blocks.grow(sequence, ids.len()) {
@@ -318,7 +331,7 @@ impl ModelFile {
     /// # Errors
     /// Where the graph cannot be built.
     pub fn info(&self) -> Result<ModelInfo, EngineError> {
-        let model = models::build(self.source(), models::BuildOptions::default())?;
+        let model = build(self)?;
         Ok(ModelInfo::new(self, &model))
     }
 

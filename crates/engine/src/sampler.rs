@@ -5,7 +5,10 @@
 
 use std::collections::HashMap;
 
-use rand_pcg::{Pcg64, rand_core::{Rng, SeedableRng}};
+use rand_pcg::{
+    Pcg64,
+    rand_core::{Rng, SeedableRng},
+};
 
 use crate::EngineError;
 
@@ -130,8 +133,11 @@ impl Sampler {
             recent.dedup();
             for id in recent {
                 let logit = &mut logits[id as usize];
-                *logit =
-                    if *logit > 0.0 { *logit / options.repetition_penalty } else { *logit * options.repetition_penalty };
+                *logit = if *logit > 0.0 {
+                    *logit / options.repetition_penalty
+                } else {
+                    *logit * options.repetition_penalty
+                };
             }
         }
         for (id, count) in &self.generated {
@@ -148,11 +154,11 @@ impl Sampler {
         let candidates = &mut self.candidates;
         candidates.clear();
         candidates.extend(
-            logits
-                .iter()
-                .enumerate()
-                .filter(|(_, logit)| **logit > f32::NEG_INFINITY)
-                .map(|(id, logit)| Candidate { id: id as u32, logit: *logit, p: 0.0 }),
+            logits.iter().enumerate().filter(|(_, logit)| **logit > f32::NEG_INFINITY).map(|(id, logit)| Candidate {
+                id: id as u32,
+                logit: *logit,
+                p: 0.0,
+            }),
         );
         let by_logit = |a: &Candidate, b: &Candidate| b.logit.total_cmp(&a.logit).then(a.id.cmp(&b.id));
         if options.top_k > 0 && options.top_k < candidates.len() {

@@ -3,10 +3,7 @@
 use files::{gguf::Gguf, hf::HfDir};
 use text::{ChatTemplate, JsonConfig, TextError, TokenType, Tokenizer, Vocab};
 
-use crate::{
-    EngineError, ModelFile,
-    source::Kind,
-};
+use crate::{EngineError, ModelFile, source::Kind};
 
 /// The tokenizer of a model; `None` where the file carries none.
 ///
@@ -14,12 +11,12 @@ use crate::{
 /// Where the metadata is damaged or of an unknown kind.
 pub(crate) fn tokenizer(file: &ModelFile) -> Result<Option<Tokenizer>, EngineError> {
     match &file.kind {
-        Kind::Gguf(gguf) => from_gguf(gguf),
-        Kind::HuggingFace(dir) => from_directory(dir),
+        Kind::Gguf(gguf) => from_gguf(gguf, file),
+        Kind::HuggingFace(dir) => from_directory(dir, file),
     }
 }
 
-fn from_gguf(gguf: &Gguf) -> Result<Option<Tokenizer>, EngineError> {
+fn from_gguf(gguf: &Gguf, file: &ModelFile) -> Result<Option<Tokenizer>, EngineError> {
     let metadata = gguf.metadata();
     let Some(model) = metadata.opt_str("tokenizer.ggml.model")? else { return Ok(None) };
     let tokens = metadata.strings("tokenizer.ggml.tokens")?;
@@ -29,7 +26,7 @@ fn from_gguf(gguf: &Gguf) -> Result<Option<Tokenizer>, EngineError> {
             Vocab::bpe(pre, tokens, metadata.strings("tokenizer.ggml.merges")?)
         }
         "llama" => Vocab::spm(tokens, metadata.f32s("tokenizer.ggml.scores")?),
-        other => return Err(TextError::UnknownModel { name: other.to_owned() }.into()),
+        kind => return Err(EngineError::UnknownTokenizer { file: file.path.clone(), kind: kind.to_owned() }),
     };
     if let Some(types) = metadata.opt_i32s("tokenizer.ggml.token_type")? {
         vocab.types = types.into_iter().map(|number| TokenType::from_gguf(number).unwrap_or_default()).collect();
@@ -43,10 +40,10 @@ fn from_gguf(gguf: &Gguf) -> Result<Option<Tokenizer>, EngineError> {
     // SentencePiece models begin with BOS unless the file says otherwise; byte-level ones do not.
     vocab.add_bos = flag("add_bos_token")?.unwrap_or(model == "llama");
     vocab.add_eos = flag("add_eos_token")?.unwrap_or(false);
-    Ok(Some(Tokenizer::from_vocab(vocab)?))
+    Ok(Some(Tokenizer::from_vocab(vocab).map_err(|source| damaged(file, source))?))
 }
 
-fn from_directory(dir: &HfDir) -> Result<Option<Tokenizer>, EngineError> {
+fn from_directory(dir: &HfDir, file: &ModelFile) -> Result<Option<Tokenizer>, EngineError> {
     let Some(json) = dir.read_tokenizer_json()? else { return Ok(None) };
     let config = dir.tokenizer_config.clone().unwrap_or_default();
     // Gemma and Llama tokenizers add BOS by the file's post-processor even where the flag is absent.
@@ -61,11 +58,16 @@ fn from_directory(dir: &HfDir) -> Result<Option<Tokenizer>, EngineError> {
             eos: config.eos_token,
             unk: config.unk_token,
         },
-    )?;
+    )
+    .map_err(|source| damaged(file, source))?;
     for id in dir.eos_token_ids() {
-        tokenizer.add_end_token(*id)?;
+        tokenizer.add_end_token(*id).map_err(|source| damaged(file, source))?;
     }
     Ok(Some(tokenizer))
+}
+
+fn damaged(file: &ModelFile, source: TextError) -> EngineError {
+    EngineError::Tokenizer { file: file.path.clone(), source }
 }
 
 /// The chat template of a model: its own, or the built-in one for a Gemma instruct model whose file lost it; `None` for
@@ -79,7 +81,7 @@ pub(crate) fn template(
     name: Option<&str>,
 ) -> Result<Option<ChatTemplate>, EngineError> {
     if let Some(source) = file.template_source()? {
-        return Ok(Some(ChatTemplate::new(&source)?));
+        return Ok(Some(ChatTemplate::new(&source).map_err(|source| damaged(file, source))?));
     }
     // Gemma's instruct models are named "-it"; base models have the same tokens, so the name is all there is to go by.
     let named = |text: &str| {
