@@ -7,10 +7,18 @@ use crate::isa::{Isa, for_isa};
 /// Elements that share a scale.
 pub(crate) const GROUP: usize = 32;
 
+/// Largest element over the root mean square of its row from which a group gets a second plane.
+pub(crate) const FINE_ABOVE: f32 = 5.0;
+
 /// Rows that the kernels take at once, and so the width of an interleaved block.
 pub(crate) const BLOCK_ROWS: usize = 12;
 
 /// Rows of activations, quantised: `x = d * q`, `d` the largest absolute value of a group over 127.
+///
+/// Groups with outliers are kept finer. The activations of a language model have a few channels many times larger than
+/// the rest, and 8 bits for such a group would leave little for its other elements: that, and not the rounding of
+/// ordinary groups, is most of the error of 8-bit activations. Where the largest element exceeds [`FINE_ABOVE`] times
+/// the root mean square of the row, a second plane holds the remainder in 1/256 of `d`: `x = d * (q + fine / 256)`.
 ///
 /// Sums of quants by 16 and by 32 come along as integers and times `d`: a format whose weights are `scale * (q - zero)`
 /// starts its integer dot product at `-zero * sum`, one with a minimum adds `min * d * sum`.
@@ -20,8 +28,12 @@ pub(crate) const BLOCK_ROWS: usize = 12;
 pub(crate) struct Quantised {
     cols: usize,
     q: AlignedBuf,
+    /// The second plane, and for each group of a row whether it counts.
+    fine: AlignedBuf,
+    is_fine: AlignedBuf,
     d: AlignedBuf,
     sums: [AlignedBuf; 2],
+    fine_sums: [AlignedBuf; 2],
     scaled_sums: [AlignedBuf; 2],
 }
 
@@ -31,8 +43,14 @@ pub(crate) struct Quantised {
 pub(crate) struct Block<'a> {
     pub(crate) rows: usize,
     pub(crate) q: &'a [i8],
+    /// The second plane, laid out as `q`; it means something where `is_fine`.
+    pub(crate) fine: &'a [i8],
+    pub(crate) is_fine: &'a [u8],
     pub(crate) d: &'a [f32],
     pub(crate) sums: &'a [i32],
+    /// Sums of the second plane; zero where it does not count.
+    pub(crate) fine_sums: &'a [i32],
+    /// `d` times the sums of both planes.
     pub(crate) scaled_sums: &'a [f32],
 }
 
@@ -43,15 +61,18 @@ impl Quantised {
         Quantised {
             cols,
             q: AlignedBuf::zeroed(rows * cols),
+            fine: AlignedBuf::zeroed(rows * cols),
+            is_fine: AlignedBuf::zeroed(rows * cols / GROUP),
             d: AlignedBuf::zeroed_of::<f32>(rows * cols / GROUP),
             sums: [sums(16), sums(32)],
+            fine_sums: [sums(16), sums(32)],
             scaled_sums: [sums(16), sums(32)],
         }
     }
 
     /// Bytes that [`Quantised::new`] takes.
     pub(crate) fn bytes(rows: usize, cols: usize) -> u64 {
-        (rows * (cols + cols / 32 * 4 + 2 * (cols / 16 * 4 + cols / 32 * 4))) as u64
+        (rows * (2 * cols + cols / 32 * 5 + 3 * (cols / 16 * 4 + cols / 32 * 4))) as u64
     }
 
     pub(crate) fn cols(&self) -> usize {
@@ -66,8 +87,11 @@ impl Quantised {
         Block {
             rows: count,
             q: &self.q.as_slice::<i8>()[part(1)],
+            fine: &self.fine.as_slice::<i8>()[part(1)],
+            is_fine: &self.is_fine[part(GROUP)],
             d: &self.d.as_slice::<f32>()[part(GROUP)],
             sums: &self.sums[which].as_slice::<i32>()[part(group)],
+            fine_sums: &self.fine_sums[which].as_slice::<i32>()[part(group)],
             scaled_sums: &self.scaled_sums[which].as_slice::<f32>()[part(group)],
         }
     }
@@ -82,58 +106,104 @@ impl Quantised {
         let count = (rows - first).min(BLOCK_ROWS);
         let base =
             |buf: &AlignedBuf, by: usize| buf.as_ptr().cast_mut().cast::<u32>().wrapping_add(first * self.cols / by);
-        let (q, d) = (base(&self.q, 4), base(&self.d, GROUP));
-        let sums = [base(&self.sums[0], 16), base(&self.sums[1], 32)];
-        let scaled = [base(&self.scaled_sums[0], 16), base(&self.scaled_sums[1], 32)];
+        let (q, fine, d) = (base(&self.q, 4), base(&self.fine, 4), base(&self.d, GROUP));
+        let is_fine = self.is_fine.as_ptr().cast_mut().wrapping_add(first * self.cols / GROUP);
+        let pair = |bufs: &[AlignedBuf; 2]| [base(&bufs[0], 16), base(&bufs[1], 32)];
+        let (sums, fine_sums, scaled) = (pair(&self.sums), pair(&self.fine_sums), pair(&self.scaled_sums));
+        let limit = FINE_ABOVE * root_mean_square(isa, x);
         for (group, x) in x.as_chunks::<GROUP>().0.iter().enumerate() {
-            let mut quants = [0i8; GROUP];
-            let (scale, halves) = quantise_group(isa, x, &mut quants);
-            let whole = halves[0] + halves[1];
-            // SAFETY: all of these lie in the block of this row, inside the buffers by the assertion above, and
-            // only in this row's lane of it, which the caller keeps to this thread.
+            let mut rounded = Rounded::default();
+            round_group(isa, x, limit, &mut rounded);
+            let words = |quants: &[i8; GROUP]| {
+                let mut words = [0u32; GROUP / 4];
+                for (word, four) in words.iter_mut().zip(quants.as_chunks::<4>().0) {
+                    *word = u32::from_ne_bytes(four.map(|q| q as u8));
+                }
+                words
+            };
+            // SAFETY: all of these lie in the block of this row, inside the buffers by the assertion above, and only
+            // in this row's lane of it, which the caller keeps to this thread.
             unsafe {
-                for (c, four) in quants.as_chunks::<4>().0.iter().enumerate() {
-                    let four = u32::from_ne_bytes(four.map(|q| q as u8));
-                    q.add((group * 8 + c) * count + lane).write(four);
+                for (c, word) in words(&rounded.q).into_iter().enumerate() {
+                    q.add((group * 8 + c) * count + lane).write(word);
                 }
-                d.add(group * count + lane).write(scale.to_bits());
-                for (half, sum) in halves.into_iter().enumerate() {
+                // Other rows of the block may have the group fine: then this plane is read, and must be zero.
+                for (c, word) in words(&rounded.fine).into_iter().enumerate() {
+                    fine.add((group * 8 + c) * count + lane).write(word);
+                }
+                is_fine.add(group * count + lane).write(u8::from(rounded.is_fine));
+                d.add(group * count + lane).write(rounded.scale.to_bits());
+                let total = |sum: i32, fine_sum: i32| rounded.scale * (sum as f32 + fine_sum as f32 / 256.0);
+                for half in 0..2 {
                     let at = (group * 2 + half) * count + lane;
-                    sums[0].add(at).write(sum as u32);
-                    scaled[0].add(at).write((scale * sum as f32).to_bits());
+                    sums[0].add(at).write(rounded.sums[half] as u32);
+                    fine_sums[0].add(at).write(rounded.fine_sums[half] as u32);
+                    scaled[0].add(at).write(total(rounded.sums[half], rounded.fine_sums[half]).to_bits());
                 }
-                sums[1].add(group * count + lane).write(whole as u32);
-                scaled[1].add(group * count + lane).write((scale * whole as f32).to_bits());
+                let (sum, fine_sum) = (rounded.sums.iter().sum(), rounded.fine_sums.iter().sum());
+                let at = group * count + lane;
+                sums[1].add(at).write(sum as u32);
+                fine_sums[1].add(at).write(fine_sum as u32);
+                scaled[1].add(at).write(total(sum, fine_sum).to_bits());
             }
         }
     }
 }
 
-for_isa! {
-    /// [`round_group`]
-    fn quantise_group(x: &[f32; GROUP], q: &mut [i8; GROUP]) -> (f32, [i32; 2]) = round_group;
+/// A quantised group.
+#[derive(Default)]
+struct Rounded {
+    q: [i8; GROUP],
+    fine: [i8; GROUP],
+    is_fine: bool,
+    scale: f32,
+    /// Sums of both halves.
+    sums: [i32; 2],
+    fine_sums: [i32; 2],
 }
 
-/// Rounds 32 elements to even; returns the scale and the sums of both halves.
+for_isa! {
+    /// [`round_group_body`]
+    fn round_group(x: &[f32; GROUP], limit: f32, out: &mut Rounded) = round_group_body;
+    /// The root of the mean square.
+    fn root_mean_square(x: &[f32]) -> f32 = root_mean_square_body;
+}
+
 #[inline(always)]
-fn round_group(x: &[f32; GROUP], q: &mut [i8; GROUP]) -> (f32, [i32; 2]) {
+fn root_mean_square_body(x: &[f32]) -> f32 {
+    let mut partial = [0.0f32; 16];
+    for line in x.as_chunks::<16>().0 {
+        partial.iter_mut().zip(line).for_each(|(sum, x)| *sum += x * x);
+    }
+    (partial.iter().sum::<f32>() / x.len() as f32).sqrt()
+}
+
+/// Rounds 32 elements to even; where the largest exceeds `limit`, their remainders too.
+#[inline(always)]
+fn round_group_body(x: &[f32; GROUP], limit: f32, out: &mut Rounded) {
     let mut largest = [0.0f32; 16];
     for (i, x) in x.iter().enumerate() {
         largest[i % 16] = largest[i % 16].max(x.abs());
     }
     let largest = largest.iter().fold(0.0f32, |a, b| a.max(*b));
-    let scale = largest / 127.0;
-    let inverse = if scale > 0.0 && scale.is_finite() { 1.0 / scale } else { 0.0 };
+    out.scale = largest / 127.0;
+    let inverse = if out.scale > 0.0 && out.scale.is_finite() { 1.0 / out.scale } else { 0.0 };
     // Adding and subtracting 1.5 * 2^23 rounds to the nearest integer, ties to even, without a call.
     const ROUND: f32 = 12_582_912.0;
+    let round = |x: f32| (x + ROUND).to_bits() as i32 - ROUND.to_bits() as i32;
     let mut rounded = [0i32; GROUP];
-    for (r, x) in rounded.iter_mut().zip(x) {
-        *r = (x * inverse + ROUND).to_bits() as i32 - ROUND.to_bits() as i32;
+    rounded.iter_mut().zip(x).for_each(|(r, x)| *r = round(x * inverse));
+    out.q.iter_mut().zip(&rounded).for_each(|(q, r)| *q = *r as i8);
+    out.sums = [rounded[..16].iter().sum(), rounded[16..].iter().sum()];
+    out.is_fine = largest > limit;
+    if out.is_fine {
+        let mut fine = [0i32; GROUP];
+        for ((fine, x), r) in fine.iter_mut().zip(x).zip(&rounded) {
+            *fine = round((x * inverse - *r as f32) * 256.0).clamp(-127, 127);
+        }
+        out.fine.iter_mut().zip(&fine).for_each(|(q, r)| *q = *r as i8);
+        out.fine_sums = [fine[..16].iter().sum(), fine[16..].iter().sum()];
     }
-    for (q, r) in q.iter_mut().zip(&rounded) {
-        *q = *r as i8;
-    }
-    (scale, [rounded[..16].iter().sum(), rounded[16..].iter().sum()])
 }
 
 #[cfg(test)]
@@ -143,7 +213,11 @@ mod tests {
     #[test]
     fn a_group_rounds_to_nearest_and_sums_add_up() {
         const ROWS: usize = 14;
-        let x = |row: usize| -> Vec<f32> { (0..64).map(|i| (((i + row) * 37 % 64) as f32 - 31.0) * 0.3).collect() };
+        // Row 3 has an outlier in its second group.
+        let x = |row: usize| -> Vec<f32> {
+            let outlier = |i: usize| if row == 3 && i == 40 { 900.0 } else { 0.0 };
+            (0..64).map(|i| (((i + row) * 37 % 64) as f32 - 31.0) * 0.3 + outlier(i)).collect()
+        };
         let quantised = Quantised::new(ROWS, 64);
         for isa in [Isa::detect(), Isa::Portable] {
             for row in 0..ROWS {
@@ -154,18 +228,27 @@ mod tests {
                 let block = quantised.block(row / BLOCK_ROWS * BLOCK_ROWS, ROWS, 16);
                 let lane = row % BLOCK_ROWS;
                 let q = |col: usize| i32::from(block.q[(col / 4 * block.rows + lane) * 4 + col % 4]);
+                let fine = |col: usize| i32::from(block.fine[(col / 4 * block.rows + lane) * 4 + col % 4]);
                 for (col, x) in x(row).iter().enumerate() {
-                    let d = block.d[col / 32 * block.rows + lane];
-                    assert!((q(col) as f32 * d - x).abs() <= d * 0.5001);
+                    let group = col / 32 * block.rows + lane;
+                    let (d, is_fine) = (block.d[group], block.is_fine[group] == 1);
+                    assert_eq!(is_fine, row == 3 && col >= 32);
+                    let value = d * (q(col) as f32 + fine(col) as f32 / 256.0);
+                    assert!((value - x).abs() <= d * if is_fine { 0.5001 / 127.0 } else { 0.5001 });
                 }
                 for group in 0..4 {
                     let sum: i32 = (0..16).map(|i| q(group * 16 + i)).sum();
+                    let fine_sum: i32 = (0..16).map(|i| fine(group * 16 + i)).sum();
                     assert_eq!(block.sums[group * block.rows + lane], sum);
+                    assert_eq!(block.fine_sums[group * block.rows + lane], fine_sum);
                 }
                 let wide = quantised.block(row / BLOCK_ROWS * BLOCK_ROWS, ROWS, 32);
                 let sum: i32 = (32..64).map(q).sum();
                 assert_eq!(wide.sums[block.rows + lane], sum);
-                assert_eq!(wide.scaled_sums[block.rows + lane], wide.d[block.rows + lane] * sum as f32);
+                let fine_sum: i32 = (32..64).map(fine).sum();
+                assert_eq!(wide.fine_sums[block.rows + lane], fine_sum);
+                let total = wide.d[block.rows + lane] * (sum as f32 + fine_sum as f32 / 256.0);
+                assert_eq!(wide.scaled_sums[block.rows + lane], total);
             }
         }
     }

@@ -36,8 +36,9 @@ pub(crate) fn direct<F: Format>(_isa: Avx512, panel: &[u8], block: &Block<'_>, a
 /// The parts of a block have the lengths that belong together: the kernels below do not look again.
 fn check<F: Format>(block: &Block<'_>) {
     let elements = block.q.len();
-    assert!(block.d.len() == elements / 32 && block.sums.len() == elements / F::GROUP);
-    assert!(block.scaled_sums.len() == elements / F::GROUP);
+    let groups = elements / F::GROUP;
+    assert!(block.fine.len() == elements && block.is_fine.len() == elements / 32 && block.d.len() == elements / 32);
+    assert!(block.sums.len() == groups && block.fine_sums.len() == groups && block.scaled_sums.len() == groups);
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
@@ -67,8 +68,18 @@ unsafe fn direct_rows<F: Format, const N: usize>(panel: &[u8], x: &Block<'_>, ac
                             let four = _mm512_set1_epi32(q.add(c * N + i).read_unaligned());
                             dot = _mm512_dpbusd_epi32(dot, w[half * F::GROUP / 4 + c], four);
                         }
+                        let mut product = _mm512_cvtepi32_ps(dot);
+                        if *x.is_fine.get_unchecked(group32 * N + i) != 0 {
+                            let mut dot = _mm512_set1_epi32(-F::ZERO * *x.fine_sums.get_unchecked(at * N + i));
+                            let fine = x.fine.as_ptr().cast::<i32>().add(at * F::GROUP / 4 * N);
+                            for c in 0..F::GROUP / 4 {
+                                let four = _mm512_set1_epi32(fine.add(c * N + i).read_unaligned());
+                                dot = _mm512_dpbusd_epi32(dot, w[half * F::GROUP / 4 + c], four);
+                            }
+                            product = add_fine(product, dot);
+                        }
                         let d = _mm512_set1_ps(*x.d.get_unchecked(group32 * N + i));
-                        sums[i] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), _mm512_mul_ps(scale, d), sums[i]);
+                        sums[i] = _mm512_fmadd_ps(product, _mm512_mul_ps(scale, d), sums[i]);
                         if F::MIN {
                             let scaled_sum = _mm512_set1_ps(*x.scaled_sums.get_unchecked(at * N + i));
                             sums[i] = _mm512_fmadd_ps(min, scaled_sum, sums[i]);
@@ -83,6 +94,13 @@ unsafe fn direct_rows<F: Format, const N: usize>(panel: &[u8], x: &Block<'_>, ac
         // SAFETY: a `Lanes` is 16 floats.
         unsafe { _mm512_storeu_ps(acc.as_mut_ptr(), *sums) };
     }
+}
+
+/// `product + dot / 256`: the second plane of activations joins the first.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
+fn add_fine(product: __m512, dot: __m512i) -> __m512 {
+    _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), _mm512_set1_ps(1.0 / 256.0), product)
 }
 
 /// The stored `d` and `m` of a block, for 16 rows.
@@ -275,8 +293,24 @@ unsafe fn multiply_rows<F: Format, const N: usize>(
                 q = q.add(N);
             }
             let scale = _mm512_load_ps(tile.scales[group].as_ptr());
+            let group32 = of * F::GROUP / 32 * N;
+            let is_fine: [u8; N] = x.is_fine.as_ptr().add(group32).cast::<[u8; N]>().read();
+            if is_fine != [0; N] {
+                // Outliers: the second plane of all rows (zero where a row has none), as a pass of its own.
+                let quants = quants.sub(F::GROUP / 4 * 64);
+                let fine = x.fine.as_ptr().cast::<i32>().add(of * F::GROUP / 4 * N);
+                for i in 0..N {
+                    let mut dot = _mm512_set1_epi32(-F::ZERO * *x.fine_sums.get_unchecked(of * N + i));
+                    for c in 0..F::GROUP / 4 {
+                        let four = _mm512_set1_epi32(fine.add(c * N + i).read_unaligned());
+                        dot = _mm512_dpbusd_epi32(dot, _mm512_load_si512(quants.add(c * 64).cast()), four);
+                    }
+                    let d = _mm512_set1_ps(*x.d.get_unchecked(group32 + i) / 256.0);
+                    sums[i] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), _mm512_mul_ps(scale, d), sums[i]);
+                }
+            }
             for i in 0..N {
-                let d = _mm512_set1_ps(*x.d.get_unchecked(of * F::GROUP / 32 * N + i));
+                let d = _mm512_set1_ps(*x.d.get_unchecked(group32 + i));
                 sums[i] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dots[i]), _mm512_mul_ps(scale, d), sums[i]);
             }
             if F::MIN {

@@ -113,20 +113,29 @@ fn multiply_body<F: Format>(tile: &Tile, at: usize, cols: usize, block: &Block<'
     for (row, acc) in acc.iter_mut().enumerate().take(rows) {
         for group in 0..cols / F::GROUP {
             let of = at / F::GROUP + group;
-            let mut dot = [-F::ZERO * block.sums[of * rows + row]; PANEL];
-            for chunk in 0..F::GROUP / 4 {
-                let quants = &tile.quants[(group * F::GROUP / 4 + chunk) * 64..][..64];
-                let x = &block.q[((of * F::GROUP / 4 + chunk) * rows + row) * 4..][..4];
-                for (lane, dot) in dot.iter_mut().enumerate() {
-                    for i in 0..4 {
-                        *dot += i32::from(quants[lane * 4 + i]) * i32::from(x[i]);
+            let dot_with = |plane: &[i8], sums: &[i32]| {
+                let mut dot = [-F::ZERO * sums[of * rows + row]; PANEL];
+                for chunk in 0..F::GROUP / 4 {
+                    let quants = &tile.quants[(group * F::GROUP / 4 + chunk) * 64..][..64];
+                    let x = &plane[((of * F::GROUP / 4 + chunk) * rows + row) * 4..][..4];
+                    for (lane, dot) in dot.iter_mut().enumerate() {
+                        for i in 0..4 {
+                            *dot += i32::from(quants[lane * 4 + i]) * i32::from(x[i]);
+                        }
                     }
                 }
+                dot
+            };
+            let mut dot = dot_with(block.q, block.sums).map(|dot| dot as f32);
+            let group32 = of * F::GROUP / 32 * rows + row;
+            if block.is_fine[group32] != 0 {
+                let fine = dot_with(block.fine, block.fine_sums);
+                dot.iter_mut().zip(fine).for_each(|(dot, fine)| *dot += fine as f32 / 256.0);
             }
-            let d = block.d[of * F::GROUP / 32 * rows + row];
+            let d = block.d[group32];
             let scaled_sum = block.scaled_sums[of * rows + row];
             for lane in 0..PANEL {
-                acc[lane] += dot[lane] as f32 * (tile.scales[group][lane] * d);
+                acc[lane] += dot[lane] * (tile.scales[group][lane] * d);
                 if F::MIN {
                     acc[lane] += tile.mins[group][lane] * scaled_sum;
                 }

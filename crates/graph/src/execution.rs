@@ -80,11 +80,11 @@ impl Execution {
         &self.graph
     }
 
-    /// Runs a step and returns the logits of the wanted rows, `[R, vocab]`.
+    /// Runs a step and returns the logits of the wanted rows, `[R, vocab]`, for the caller to change as it likes.
     ///
     /// # Errors
     /// Where the step is malformed or larger than planned, or a device fails.
-    pub fn run(&mut self, step: &Step<'_>) -> Result<&[f32], RunError> {
+    pub fn run(&mut self, step: &Step<'_>) -> Result<&mut [f32], RunError> {
         step.check(&self.graph, &self.plan.kv.blocks)?;
         let limits = &self.plan.limits;
         for (what, asked, limit) in
@@ -100,7 +100,13 @@ impl Execution {
             program.run(done[stage.device], step, &mut self.exchange)?;
             done[stage.device] += 1;
         }
-        Ok(&self.exchange.get(self.graph.logits())[..step.outputs.len() * self.graph.vocab()])
+        let len = step.outputs.len() * self.graph.vocab();
+        Ok(&mut self.exchange.get_mut(self.graph.logits())[..len])
+    }
+
+    /// The logits of the first `outputs` wanted rows as the last step left them, `[outputs, vocab]`.
+    pub fn logits(&self, outputs: usize) -> &[f32] {
+        &self.exchange.get(self.graph.logits())[..outputs * self.graph.vocab()]
     }
 
     /// A tapped value as the last step left it, `[T or R, width]`.
