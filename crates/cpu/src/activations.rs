@@ -152,7 +152,7 @@ impl Quantised {
 
 /// A quantised group.
 #[derive(Default)]
-struct Rounded {
+pub(crate) struct Rounded {
     q: [i8; GROUP],
     fine: [i8; GROUP],
     is_fine: bool,

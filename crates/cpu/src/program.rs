@@ -251,9 +251,22 @@ impl Run<'_> {
     /// # Safety
     /// As [`Run::phase`], for a list of products.
     unsafe fn linear(&self, ops: &[LinearOp], next: &AtomicUsize, scratch: &mut ThreadScratch) {
-        let program = self.program;
         let panels: usize = ops.iter().map(|op| op.weight.panels()).sum();
-        while let Some(mut index) = take(next, panels) {
+        // Runs of panels, so that each thread reads long streams; enough runs that the threads end together.
+        let run = (panels / (self.threads * 8)).clamp(1, 16);
+        while let Some(first) = take(next, panels.div_ceil(run)) {
+            for panel in first * run..((first + 1) * run).min(panels) {
+                // SAFETY: as the caller promises; runs are handed out once each, and so are their panels.
+                unsafe { self.panel(ops, panel, scratch) };
+            }
+        }
+    }
+
+    /// # Safety
+    /// No other thread works on this panel of the list.
+    unsafe fn panel(&self, ops: &[LinearOp], mut index: usize, scratch: &mut ThreadScratch) {
+        let program = self.program;
+        {
             let op = ops
                 .iter()
                 .find(|op| {

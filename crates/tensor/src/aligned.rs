@@ -1,13 +1,25 @@
 //! Owned memory, aligned and zeroed.
 
-use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
+use std::{
+    alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error},
+    ptr::NonNull,
+};
 
 /// Owned, zeroed bytes, aligned to 64 (one cache line, one AVX-512 register); buffers of two MiB and more are
 /// aligned to two MiB and offered to the kernel as huge pages.
 pub struct AlignedBuf {
-    ptr: *mut u8,
+    ptr: NonNull<u8>,
     len: usize,
-    layout: Layout,
+    memory: Memory,
+}
+
+/// Where the bytes come from.
+enum Memory {
+    /// The allocator.
+    Heap(Layout),
+    /// Pages of the system's: zeroed when first touched, and huge from the start because the advice comes before.
+    /// (The allocator would write zeros through small pages first.)
+    Pages { base: *mut libc::c_void, bytes: usize },
 }
 
 const LINE_BYTES: usize = 64;
@@ -15,19 +27,18 @@ const HUGE_PAGE_BYTES: usize = 2 << 20;
 
 impl AlignedBuf {
     /// `len` zeroed bytes. The pages of a large buffer cost nothing until they are touched.
+    ///
+    /// Ends the process where the system has no address space left, as every allocation in Rust does.
     pub fn zeroed(len: usize) -> AlignedBuf {
-        let align = if len >= HUGE_PAGE_BYTES { HUGE_PAGE_BYTES } else { LINE_BYTES };
-        let layout = Layout::from_size_align(len.max(1), align).expect("a length that memory can hold");
-        // SAFETY: the layout has a non-zero size.
-        let ptr = unsafe { alloc_zeroed(layout) };
-        if ptr.is_null() {
-            handle_alloc_error(layout);
-        }
-        if align == HUGE_PAGE_BYTES {
-            // SAFETY: advice on memory this buffer owns; a kernel without huge pages ignores it.
-            unsafe { libc::madvise(ptr.cast(), len, libc::MADV_HUGEPAGE) };
-        }
-        AlignedBuf { ptr, len, layout }
+        let layout = Layout::from_size_align(len.max(1), LINE_BYTES).expect("a length that memory can hold");
+        let (ptr, memory) = if len < HUGE_PAGE_BYTES {
+            // SAFETY: the layout has a non-zero size.
+            (unsafe { alloc_zeroed(layout) }, Memory::Heap(layout))
+        } else {
+            map_pages(len).unwrap_or_else(|| handle_alloc_error(layout))
+        };
+        let ptr = NonNull::new(ptr).unwrap_or_else(|| handle_alloc_error(layout));
+        AlignedBuf { ptr, len, memory }
     }
 
     /// `len` elements of a plain type, all bytes zero.
@@ -48,10 +59,43 @@ impl AlignedBuf {
     }
 }
 
+/// Maps anonymous pages with a huge-page boundary inside; `None` where the system refuses.
+fn map_pages(len: usize) -> Option<(*mut u8, Memory)> {
+    let bytes = len.checked_add(HUGE_PAGE_BYTES)?;
+    // SAFETY: a fresh private anonymous map; no existing memory is touched.
+    let base = unsafe {
+        libc::mmap(
+            std::ptr::null_mut(),
+            bytes,
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
+            -1,
+            0,
+        )
+    };
+    if base == libc::MAP_FAILED {
+        return None;
+    }
+    let offset = base.align_offset(HUGE_PAGE_BYTES);
+    // SAFETY: the map is one huge page longer than `len`, so the aligned start and `len` bytes lie inside. The advice
+    // may be ignored.
+    let ptr = unsafe {
+        let ptr = base.cast::<u8>().add(offset);
+        libc::madvise(ptr.cast(), len, libc::MADV_HUGEPAGE);
+        ptr
+    };
+    Some((ptr, Memory::Pages { base, bytes }))
+}
+
 impl Drop for AlignedBuf {
     fn drop(&mut self) {
-        // SAFETY: allocated in `zeroed` with this very layout, and dropped once.
-        unsafe { dealloc(self.ptr, self.layout) }
+        // SAFETY (both): what `zeroed` allocated, given back the way it was taken, once.
+        match self.memory {
+            Memory::Heap(layout) => unsafe { dealloc(self.ptr.as_ptr(), layout) },
+            Memory::Pages { base, bytes } => unsafe {
+                libc::munmap(base, bytes);
+            },
+        }
     }
 }
 
@@ -64,14 +108,14 @@ impl std::ops::Deref for AlignedBuf {
     type Target = [u8];
     fn deref(&self) -> &[u8] {
         // SAFETY: `ptr` points to `len` initialised bytes (zeroed at birth) that live as long as `self`.
-        unsafe { std::slice::from_raw_parts(self.ptr, self.len) }
+        unsafe { std::slice::from_raw_parts(self.ptr.as_ptr(), self.len) }
     }
 }
 
 impl std::ops::DerefMut for AlignedBuf {
     fn deref_mut(&mut self) -> &mut [u8] {
         // SAFETY: as in `deref`, and `&mut self` makes the access unique.
-        unsafe { std::slice::from_raw_parts_mut(self.ptr, self.len) }
+        unsafe { std::slice::from_raw_parts_mut(self.ptr.as_ptr(), self.len) }
     }
 }
 
