@@ -4,7 +4,7 @@
 //! minimum) a group, or plain `f32`. It is made once and used for every row of activations, so that one product serves
 //! all formats.
 
-use half::{bf16, f16};
+use half::{f16, slice::HalfFloatSliceExt};
 use tensor::DType;
 
 use crate::{
@@ -50,8 +50,8 @@ for_isa! {
     fn multiply[F: Format][F](tile: &Tile, at: usize, cols: usize, block: &Block<'_>, acc: &mut [Lanes]) = multiply_body;
     /// [`to_floats_body`]
     fn to_floats[F: Format][F](tile: &mut Tile, cols: usize) = to_floats_body;
-    /// [`read_floats_body`]
-    fn read_floats(dtype: DType, panel: &[u8], floats: &mut [Lanes]) = read_floats_body;
+    /// [`widen_body`]
+    fn widen(bits: &[u16], floats: &mut [f32]) = widen_body;
 }
 
 /// Unpacks whole blocks of a panel (at most [`TILE_COLS`] columns) into quants, scales and minimums.
@@ -157,31 +157,21 @@ fn to_floats_body<F: Format>(tile: &mut Tile, cols: usize) {
     }
 }
 
-/// Reads columns of a float panel (`line` bytes begin at the first of them).
-#[inline(always)]
-fn read_floats_body(dtype: DType, panel: &[u8], floats: &mut [Lanes]) {
+/// Reads columns of a float panel (`panel` begins at the first of them).
+pub(crate) fn read_floats(isa: Isa, dtype: DType, panel: &[u8], floats: &mut [Lanes]) {
+    let floats = &mut floats.as_flattened_mut()[..panel.len() / dtype.block_bytes()];
     match dtype {
-        DType::F32 => {
-            for (line, out) in panel.as_chunks::<{ 4 * PANEL }>().0.iter().zip(floats) {
-                for (bytes, out) in line.as_chunks::<4>().0.iter().zip(out) {
-                    *out = f32::from_le_bytes(*bytes);
-                }
-            }
-        }
-        DType::BF16 => {
-            for (line, out) in panel.as_chunks::<{ 2 * PANEL }>().0.iter().zip(floats) {
-                for (bytes, out) in line.as_chunks::<2>().0.iter().zip(out) {
-                    *out = bf16::from_le_bytes(*bytes).to_f32();
-                }
-            }
-        }
-        _ => {
-            for (line, out) in panel.as_chunks::<{ 2 * PANEL }>().0.iter().zip(floats) {
-                for (bytes, out) in line.as_chunks::<2>().0.iter().zip(out) {
-                    *out = f16::from_le_bytes(*bytes).to_f32();
-                }
-            }
-        }
+        DType::F32 => floats.copy_from_slice(bytemuck::cast_slice(panel)),
+        DType::BF16 => widen(isa, bytemuck::cast_slice(panel), floats),
+        _ => bytemuck::cast_slice::<u8, f16>(panel).convert_to_f32_slice(floats),
+    }
+}
+
+/// bfloat16 to `f32`: its bits are the upper half.
+#[inline(always)]
+fn widen_body(bits: &[u16], floats: &mut [f32]) {
+    for (out, bits) in floats.iter_mut().zip(bits) {
+        *out = f32::from_bits(u32::from(*bits) << 16);
     }
 }
 

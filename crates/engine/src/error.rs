@@ -37,7 +37,10 @@ pub enum EngineError {
     #[error(transparent)]
     Plan(#[from] graph::PlanError),
     /// The plan does not fit.
-    #[error("the model does not fit: {device} needs {needed} bytes and may use {budget}: {short} bytes short{hint}")]
+    #[error(
+        "the model does not fit: {device} needs {} and may use {}: {} short{hint}",
+        graph::bytes_text(*needed), graph::bytes_text(*budget), graph::bytes_text(*short)
+    )]
     DoesNotFit {
         /// The device.
         device: String,

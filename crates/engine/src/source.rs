@@ -151,6 +151,15 @@ impl ModelFile {
         })
     }
 
+    /// Whether the model can be chatted with: it has a chat template, or is an instruct model with a built-in one.
+    ///
+    /// # Errors
+    /// Where the graph cannot be built or the template does not compile.
+    pub fn has_template(&self) -> Result<bool, EngineError> {
+        let info = self.info()?;
+        Ok(crate::vocabulary::template(self, &info.architecture, Some(&info.name))?.is_some())
+    }
+
     pub(crate) fn source(&self) -> models::Source<'_> {
         match &self.kind {
             Kind::Gguf(gguf) => models::Source::Gguf(gguf),

@@ -290,9 +290,8 @@ impl<'a> Planner<'a> {
         let (placement, fallbacks) = self.place(&kv, &limits)?;
         let stages = stages(self.graph, &placement);
         let phase_of = self.phase_of(&stages);
-        let arenas: Vec<Arena> = (0..self.devices.len())
-            .map(|device| Arena::new(self.graph, &stages, device, &limits, &phase_of))
-            .collect();
+        let arenas: Vec<Arena> =
+            (0..self.devices.len()).map(|device| Arena::new(self.graph, &stages, device, &limits, &phase_of)).collect();
         let bytes = (0..self.devices.len())
             .map(|device| self.device_bytes(device, &placement, &kv, &limits, arenas[device].bytes()))
             .collect();

@@ -31,7 +31,7 @@ pub(crate) fn summarise(graph: &Graph, placement: &[usize], devices: usize) -> V
 }
 
 /// Bytes for a person: binary units, three digits.
-fn bytes(n: u64) -> String {
+pub fn bytes_text(n: u64) -> String {
     const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
     let mut value = n as f64;
     let mut unit = 0;
@@ -55,7 +55,7 @@ impl fmt::Display for Plan {
                     self.devices[device],
                     operations,
                     row.layers[device],
-                    bytes(weights)
+                    bytes_text(weights)
                 )?;
             }
         }
@@ -68,18 +68,18 @@ impl fmt::Display for Plan {
         for device in &self.bytes {
             let short = match device.short_by() {
                 0 => String::new(),
-                short => format!("  DOES NOT FIT: {} short", bytes(short)),
+                short => format!("  DOES NOT FIT: {} short", bytes_text(short)),
             };
             writeln!(
                 f,
                 "{:<12} {:>10} {:>10} {:>12} {:>10} {:>10}  {}{short}",
                 device.device,
-                bytes(device.weights_total()),
-                bytes(device.kv),
-                bytes(device.activations),
-                bytes(device.total()),
-                bytes(device.budget),
-                bytes(device.mapped),
+                bytes_text(device.weights_total()),
+                bytes_text(device.kv),
+                bytes_text(device.activations),
+                bytes_text(device.total()),
+                bytes_text(device.budget),
+                bytes_text(device.mapped),
             )?;
         }
         writeln!(f)?;
@@ -90,7 +90,7 @@ impl fmt::Display for Plan {
                     f,
                     "estimate: {} reads {} a token; at {:.1} GB/s measured, decoding one sequence cannot exceed {:.1} tok/s",
                     device.device,
-                    bytes(device.read_per_token),
+                    bytes_text(device.read_per_token),
                     rates.read_bytes_per_s / 1e9,
                     rates.read_bytes_per_s / device.read_per_token as f64
                 )?;

@@ -1,0 +1,64 @@
+//! `unicorn devices`: what this machine computes with.
+
+use std::process::ExitCode;
+
+use engine::devices::{CpuReport, DeviceOptions, cpu_report};
+use serde_json::json;
+
+use crate::output::{bytes, gb_per_s, one_line, print, print_json};
+
+/// Shows the devices of this machine, and measures them
+///
+/// For the CPU: model, cores, instruction sets that the kernels use, memory, and the read bandwidth of all threads
+/// together, which bounds the speed of decoding.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  unicorn devices
+  unicorn devices --threads 4 --json")]
+pub(crate) struct DevicesArgs {
+    /// Threads of the CPU device [default: one for each core]
+    #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    threads: Option<u16>,
+    /// Instruction set of the CPU device: avx512, avx2 or portable [default: the best of this processor]
+    #[arg(long, value_name = "NAME")]
+    isa: Option<String>,
+    /// Prints JSON
+    #[arg(long)]
+    json: bool,
+}
+
+impl DevicesArgs {
+    pub(crate) fn execute(self) -> anyhow::Result<ExitCode> {
+        let report = cpu_report(&DeviceOptions { threads: self.threads.map(usize::from), isa: self.isa })?;
+        if self.json {
+            let mut cpu = serde_json::to_value(&report)?;
+            cpu["name"] = json!("cpu");
+            print_json(&json!({ "devices": [cpu] }))?;
+        } else {
+            print(&text(&report))?;
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+fn text(cpu: &CpuReport) -> String {
+    let cores = cpu.cores.map(|cores| format!("{cores} cores, ")).unwrap_or_default();
+    format!(
+        "cpu            {}\n  \
+           processors   {cores}{} logical; {} threads used\n  \
+           kernels      {} (the processor has {})\n  \
+           memory       {}, {} available\n  \
+           reads        {} (measured, all threads)\n\
+         reference      plain loops in f32, slow: the oracle of the others\n\
+         not in this build: Vulkan GPUs, XDNA NPUs\n",
+        one_line(&cpu.model),
+        cpu.processors,
+        cpu.threads,
+        cpu.isa,
+        if cpu.features.is_empty() { "none of the known sets".to_owned() } else { cpu.features.join(" ") },
+        bytes(cpu.memory_total_bytes),
+        bytes(cpu.memory_available_bytes),
+        gb_per_s(cpu.read_bytes_per_s),
+    )
+}

@@ -1,0 +1,72 @@
+//! `unicorn plan`: what would run where, in how much memory.
+
+use std::process::ExitCode;
+
+use engine::{Engine, LoadOptions, ModelFile};
+use serde_json::json;
+
+use crate::{
+    args::{LoadArgs, ModelArg},
+    model::{naming, open},
+    output::{bytes, one_line, print, print_json},
+};
+
+/// Shows what of a model would run where, and in how much memory
+///
+/// Places every operation on a device without loading anything: weights, KV cache at the context asked for, activations,
+/// what does not fit and by how much, and the decoding speed that the measured bandwidth allows at most. Exits with 1
+/// when it does not fit.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  unicorn plan -m model.gguf
+  unicorn plan -m model.gguf --ctx 32768 --cpu-memory 8GiB
+  unicorn plan -m model.gguf --json")]
+pub(crate) struct PlanArgs {
+    #[command(flatten)]
+    model: ModelArg,
+    /// Prints JSON
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    load: LoadArgs,
+}
+
+impl PlanArgs {
+    pub(crate) fn execute(self) -> anyhow::Result<ExitCode> {
+        show(&open(self.model.model.as_deref())?, &self.load.options(), self.json)
+    }
+}
+
+/// Prints the plan; an error follows where it does not fit.
+pub(crate) fn show(file: &ModelFile, options: &LoadOptions, as_json: bool) -> anyhow::Result<ExitCode> {
+    let (info, plan) = Engine::plan(file, options, true).map_err(|error| naming(error, file.short_name()))?;
+    if as_json {
+        let rates = plan.bytes.iter().map(|device| device.rates.map(|rates| rates.read_bytes_per_s));
+        print_json(&json!({
+            "model": info,
+            "plan": plan.to_json(),
+            "read_bytes_per_s": rates.collect::<Vec<_>>(),
+        }))?;
+    } else {
+        print(&format!(
+            "{} ({}), {} layers, vocabulary {}\n\n{plan}",
+            one_line(&info.name),
+            one_line(&info.architecture),
+            info.layers,
+            info.vocab
+        ))?;
+        for notice in &info.notices {
+            print(&format!("note: {}\n", one_line(notice)))?;
+        }
+    }
+    if let Some(short) = plan.bytes.iter().find(|device| device.short_by() > 0) {
+        anyhow::bail!(
+            "{}: the plan does not fit: {} is {} short; try a lower --ctx, a smaller --chunk or smaller weights",
+            file.short_name(),
+            short.device,
+            bytes(short.short_by())
+        );
+    }
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,154 @@
+//! The commands on tiny random models of the repository, whose reference logits are known.
+
+mod common;
+
+use common::{User, fixture};
+use safetensors::SafeTensors;
+
+const FIXTURES: [&str; 7] = ["llama", "llama3-rope", "mistral", "qwen2", "qwen3", "gemma2", "gemma3"];
+
+/// A float32 tensor of a safetensors file: shape and values.
+fn floats(bytes: &[u8], name: &str) -> (Vec<usize>, Vec<f32>) {
+    let file = SafeTensors::deserialize(bytes).unwrap();
+    let tensor = file.tensor(name).unwrap();
+    assert_eq!(tensor.dtype(), safetensors::Dtype::F32);
+    let values = tensor.data().as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
+    (tensor.shape().to_vec(), values)
+}
+
+/// The ids of a fixture, as `--ids` takes them, and its reference logits.
+fn expected(name: &str) -> (String, Vec<usize>, Vec<f32>) {
+    let bytes = std::fs::read(fixture(name).join("expected.safetensors")).unwrap();
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+    let ids = file.tensor("input_ids").unwrap();
+    let width = ids.data().len() / ids.shape().iter().product::<usize>();
+    let ids: Vec<String> = ids
+        .data()
+        .chunks_exact(width)
+        .map(|id| id.iter().rev().fold(0u64, |sum, byte| sum << 8 | u64::from(*byte)).to_string())
+        .collect();
+    let (shape, values) = floats(&bytes, "logits");
+    let (rows, vocab) = (ids.len(), *shape.last().unwrap());
+    (ids.join(","), vec![rows, vocab], values)
+}
+
+/// Largest difference, as a share of the largest absolute value expected.
+fn error(found: &[f32], expected: &[f32]) -> f32 {
+    let largest = expected.iter().fold(0f32, |largest, value| largest.max(value.abs()));
+    let worst = found.iter().zip(expected).fold(0f32, |worst, (a, b)| {
+        // A NaN is the worst there is, and `max` would pass it over.
+        if a.is_nan() { f32::INFINITY } else { worst.max((a - b).abs()) }
+    });
+    worst / largest
+}
+
+#[test]
+fn logits_are_those_of_the_reference() {
+    let user = User::new();
+    let output = user.path("logits.safetensors");
+    for name in FIXTURES {
+        let (ids, shape, values) = expected(name);
+        let model = fixture(name);
+        for (flags, bound) in [
+            (&["--device", "reference"][..], 1e-3),
+            (&["--device", "cpu", "--arithmetic", "f32", "--kv", "f32"], 1e-3),
+            (&["--device", "cpu", "--arithmetic", "f32", "--kv", "f32", "--chunk", "7"], 1e-3),
+            (&["--device", "cpu"], 2e-2),
+        ] {
+            let mut arguments = vec!["logits", "-m", model.to_str().unwrap(), "--ids", &ids];
+            arguments.extend(["--output", output.to_str().unwrap()]);
+            arguments.extend(flags);
+            user.run(&arguments).ok();
+            let (found_shape, found) = floats(&std::fs::read(&output).unwrap(), "logits");
+            assert_eq!(found_shape, shape, "{name}");
+            let error = error(&found, &values);
+            assert!(error <= bound, "{name} {flags:?}: {error} > {bound}");
+        }
+    }
+}
+
+#[test]
+fn refused_ids_leave_no_file() {
+    let user = User::new();
+    let model = fixture("qwen2");
+    let arguments = |ids| ["logits", "-m", model.to_str().unwrap(), "--ids", ids, "--output", "x.safetensors"];
+    user.run(&arguments("1,320")).fails(2, &["320", "vocabulary"]);
+    let many = vec!["1"; 600].join(",");
+    user.run(&arguments(&many)).fails(2, &["600", "512"]);
+    assert!(!user.path("x.safetensors").exists());
+    assert_eq!(user.run(&arguments("1,319")).code, Some(0));
+    let files: Vec<_> = std::fs::read_dir(user.home.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(files, ["x.safetensors"]);
+}
+
+#[test]
+fn plans_say_what_fits() {
+    let user = User::new();
+    let model = fixture("gemma3");
+    let model = model.to_str().unwrap();
+    let plan = user.run(&["plan", "-m", model, "--ctx", "64"]);
+    for word in ["attention", "feed-forward", "KV cache", "activations", "context: 64 tokens (as asked)", "GB/s"] {
+        assert!(plan.ok().contains(word), "{word}: {plan:?}");
+    }
+    let json = user.run(&["plan", "-m", model, "--ctx", "64", "--json"]).json();
+    assert_eq!((&json["plan"]["fits"], &json["plan"]["context"]), (&true.into(), &64.into()));
+    assert_eq!(json["model"]["architecture"], "gemma3_text");
+    // A dry run is the same, and computes nothing: not even a prompt is needed. (Free memory differs from run to run.)
+    let dry = user.run(&["run", "--dry-run", "-m", model, "--ctx", "64", "--json"]).json();
+    assert_eq!(dry["plan"]["placement"], json["plan"]["placement"]);
+    assert_eq!(dry["plan"]["devices"][0]["total"], json["plan"]["devices"][0]["total"]);
+
+    let short = user.run(&["plan", "-m", model, "--cpu-memory", "10KB"]);
+    short.fails(1, &["short", "gemma3"]);
+    assert!(short.out.contains("DOES NOT FIT"), "the plan comes first: {short:?}");
+    user.run(&["run", "-m", model, "--cpu-memory", "10KB", "x"]).fails(1, &["does not fit", "gemma3"]);
+    user.run(&["plan", "-m", model, "--ctx", "1000000"]).fails(2, &["1000000"]);
+    user.run(&["plan", "-m", model, "--device", "vulkan"]).fails(2, &["vulkan"]);
+    user.run(&["plan", "-m", model, "--place", "head=npu"]).fails(2, &["npu", "cpu"]);
+}
+
+#[test]
+fn directories_are_inspected() {
+    let user = User::new();
+    let model = fixture("gemma3");
+    let model = model.to_str().unwrap();
+    let text = user.run(&["inspect", model]).ok().to_owned();
+    for word in ["Hugging Face directory", "gemma3", "BF16", "self_attn.q_proj.weight", "chat template  no"] {
+        assert!(text.contains(word), "{word}: {text}");
+    }
+    let json = user.run(&["inspect", "-m", model, "--json", "-v"]).json();
+    assert_eq!(json["types"][0]["type"], "BF16");
+    assert!(json["parameters"].as_u64().unwrap() > 0 && json["tokenizer"].is_null(), "{json}");
+    user.run(&["inspect", model, "--template"]).fails(2, &["no chat template"]);
+    user.run(&["run", "-m", model, "x"]).fails(1, &["tokenizer"]);
+    user.run(&["chat", "-m", model]).fails(2, &["base model", "unicorn run"]);
+}
+
+#[test]
+fn benches_print_what_scripts_read() {
+    let user = User::new();
+    let model = fixture("llama");
+    let mut arguments = vec!["bench", "-m", model.to_str().unwrap(), "-p", "16", "-n", "4", "-t", "1", "-r", "2"];
+    arguments.extend(["--device", "cpu"]);
+    let table = user.run(&arguments);
+    assert!(table.ok().contains("pp16") && table.out.contains("tg4"), "{table:?}");
+    arguments.push("--json");
+    let json = user.run(&arguments).json();
+    for (index, test) in ["pp16", "tg4"].iter().enumerate() {
+        let result = &json["results"][index];
+        assert_eq!(result["test"], *test);
+        let rates = result["tok_per_s"].as_array().unwrap();
+        assert!(rates.len() == 2 && rates.iter().all(|rate| rate.as_f64().unwrap() > 0.0), "{json}");
+    }
+    assert_eq!(json["threads"], 1);
+}
+
+#[test]
+fn devices_are_described_and_measured() {
+    let user = User::new();
+    assert!(user.run(&["devices"]).ok().contains("GB/s"));
+    let json = user.run(&["devices", "--json", "-t", "1"]).json();
+    assert_eq!((&json["devices"][0]["name"], &json["devices"][0]["threads"]), (&"cpu".into(), &1.into()));
+    assert!(json["devices"][0]["read_bytes_per_s"].as_f64().unwrap() > 1e8);
+    user.run(&["devices", "--isa", "mmx"]).fails(2, &["mmx"]);
+}
