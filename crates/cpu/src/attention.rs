@@ -25,6 +25,17 @@ pub(crate) struct Attention {
     pub(crate) softcap: Option<f32>,
 }
 
+/// What attention runs over in a step.
+#[derive(Clone, Copy)]
+pub(crate) struct Over<'a> {
+    pub(crate) isa: Isa,
+    pub(crate) tiling: &'a Tiling,
+    pub(crate) cache: &'a KvCache,
+    /// Queries, `[T, heads * head_dim]`.
+    pub(crate) q: &'a [f32],
+    pub(crate) spans: &'a [Span<'a>],
+}
+
 /// What a thread needs to itself.
 #[derive(Default)]
 pub(crate) struct Scratch {
@@ -112,19 +123,15 @@ impl Tiling {
 }
 
 impl Attention {
-    /// Computes tile `index`: reads rows of `q` (`[T, width]`) and hands each finished head to
-    /// `write(row, element, values)`.
+    /// Computes tile `index` and hands each finished head to `write(row, element, values)`.
     pub(crate) fn tile(
         &self,
-        isa: Isa,
-        tiling: &Tiling,
+        over: &Over<'_>,
         index: usize,
-        cache: &KvCache,
-        q: &[f32],
-        spans: &[Span<'_>],
         scratch: &mut Scratch,
         write: &mut dyn FnMut(usize, usize, &[f32]),
     ) {
+        let Over { isa, tiling, cache, q, spans } = *over;
         let (dim, width) = (cache.head_dim, self.heads * cache.head_dim);
         let tile = tiling.tile(index, spans, self.heads);
         let span = &spans[tile.span];

@@ -4,6 +4,8 @@
 //! to 16 sums. Floor of a product of `n x k` weights with `t` rows: `n * k * t / 64` cycles a core on Zen 4 (one
 //! 512-bit `vpdpbusd` a cycle); of a product with one row: the bytes of the weights over the bandwidth.
 
+#![allow(clippy::needless_range_loop, reason = "several arrays run along; their lengths are constants")]
+
 use std::arch::x86_64::*;
 
 use crate::{
@@ -47,7 +49,7 @@ unsafe fn direct_rows<F: Format, const N: usize>(panel: &[u8], x: &Block<'_>, ac
     let mut group32 = 0;
     for block in panel.chunks_exact(F::STRIDE) {
         let header = block.as_ptr();
-        // SAFETY (whole body): every pointer stays inside `block` by the constants of the format, and inside the rows
+        // SAFETY: every pointer stays inside `block` by the constants of the format, and inside the rows
         // by the caller's check of their length.
         unsafe {
             let (d, m) = stored_scales::<F>(header);
@@ -269,7 +271,7 @@ unsafe fn multiply_rows<F: Format, const N: usize>(
     x: &Block<'_>,
     acc: &mut [Lanes],
 ) {
-    // SAFETY (whole body): groups and chunks stay inside the tile (`cols` is at most its size) and inside the block
+    // SAFETY: groups and chunks stay inside the tile (`cols` is at most its size) and inside the block
     // (`at + cols` columns), both checked by the caller.
     unsafe {
         let mut sums: [__m512; N] = std::array::from_fn(|i| _mm512_loadu_ps(acc[i].as_ptr()));

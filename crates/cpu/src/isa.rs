@@ -92,10 +92,11 @@ macro_rules! for_isa {
                 body $(::<$($names)*>)? ($($arg),*)
             }
             match isa {
-                // SAFETY (both): the value in the variant exists only where its features were detected.
                 #[cfg(target_arch = "x86_64")]
+                // SAFETY: the value in the variant exists only where its features were detected.
                 $crate::isa::Isa::Avx512(_) => unsafe { avx512 $(::<$($names)*>)? ($($arg),*) },
                 #[cfg(target_arch = "x86_64")]
+                // SAFETY: as above.
                 $crate::isa::Isa::Avx2(_) => unsafe { avx2 $(::<$($names)*>)? ($($arg),*) },
                 _ => body $(::<$($names)*>)? ($($arg),*),
             }

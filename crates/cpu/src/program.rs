@@ -13,7 +13,7 @@ use tensor::AlignedBuf;
 
 use crate::{
     activations::Quantised,
-    attention::{self, Attention, Tiling},
+    attention::{self, Attention, Over, Tiling},
     isa::Isa,
     kv::KvCache,
     linear::{self, Input},
@@ -229,15 +229,16 @@ impl Run<'_> {
                 let cache = self.program.caches[*cache].as_ref().expect("attention runs where its cache is");
                 // SAFETY: the queries were written in an earlier phase.
                 let q = unsafe { values(&self.program.buffers[q.buffer], self.step.tokens() * q.width) };
-                let tiling = Tiling::new(cache.kv_heads, op.heads, self.step.spans, self.threads);
+                let spans = self.step.spans;
+                let tiling = Tiling::new(cache.kv_heads, op.heads, spans, self.threads);
                 while let Some(tile) = take(next, tiling.tiles()) {
                     let mut write = |row: usize, element: usize, head: &[f32]| {
                         // SAFETY: each tile owns its heads of its rows; tiles are handed out once each.
                         unsafe { part_mut(&self.program.buffers[out.buffer], row * out.width + element, head.len()) }
                             .copy_from_slice(head);
                     };
-                    let (isa, spans) = (self.program.isa, self.step.spans);
-                    op.tile(isa, &tiling, tile, cache, q, spans, &mut scratch.attention, &mut write);
+                    let over = Over { isa: self.program.isa, tiling: &tiling, cache, q, spans };
+                    op.tile(&over, tile, &mut scratch.attention, &mut write);
                 }
             }
         }
@@ -301,9 +302,9 @@ impl Run<'_> {
     /// No other thread works on this row.
     unsafe fn row_op(&self, op: &RowOp, row: usize, count: usize, scratch: &mut ThreadScratch) {
         let program = self.program;
-        // SAFETY (both): the caller keeps other threads away from the row, and inputs and output of an operation lie
-        // in different buffers.
+        // SAFETY: the caller keeps other threads away from the row.
         let get = |place: &Place| unsafe { row_ref(&program.buffers[place.buffer], row, place.width) };
+        // SAFETY: as above, and inputs and output of an operation lie in different buffers.
         let put = |place: &Place| unsafe { row_mut(&program.buffers[place.buffer], row, place.width) };
         let isa = program.isa;
         match op {

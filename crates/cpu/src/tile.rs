@@ -193,10 +193,11 @@ pub(crate) fn multiply_floats<const ROWS: usize>(
         multiply_floats_body::<true, ROWS>(floats, x, acc);
     }
     match isa {
-        // SAFETY (both): the value in the variant exists only where its features were detected.
         #[cfg(target_arch = "x86_64")]
+        // SAFETY: the value in the variant exists only where its features were detected.
         Isa::Avx512(_) => unsafe { avx512(floats, x, acc) },
         #[cfg(target_arch = "x86_64")]
+        // SAFETY: as above.
         Isa::Avx2(_) => unsafe { avx2(floats, x, acc) },
         _ => multiply_floats_body::<false, ROWS>(floats, x, acc),
     }

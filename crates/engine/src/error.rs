@@ -12,7 +12,7 @@ pub enum EngineError {
         /// The model file.
         file: String,
         /// What is wrong with it.
-        source: models::ModelError,
+        source: Box<models::ModelError>,
     },
     /// The tokenizer or chat template of a model cannot be used.
     #[error("{file}: {source}")]
@@ -20,7 +20,7 @@ pub enum EngineError {
         /// The model file.
         file: String,
         /// What is wrong with it.
-        source: text::TextError,
+        source: Box<text::TextError>,
     },
     /// A kind of tokenizer that is not known.
     #[error("{file}: unknown tokenizer {kind:?} (tokenizer.ggml.model); known are gpt2 (byte-level BPE) and llama")]

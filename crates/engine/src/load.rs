@@ -109,7 +109,7 @@ fn build(file: &ModelFile) -> Result<models::Model, EngineError> {
     models::build(file.source(), models::BuildOptions::default()).map_err(|source| match source {
         // Errors of the file itself name it already.
         models::ModelError::File(error) => EngineError::File(error),
-        source => EngineError::Model { file: file.path.clone(), source },
+        source => EngineError::Model { file: file.path.clone(), source: Box::new(source) },
     })
 }
 

@@ -67,7 +67,7 @@ fn from_directory(dir: &HfDir, file: &ModelFile) -> Result<Option<Tokenizer>, En
 }
 
 fn damaged(file: &ModelFile, source: TextError) -> EngineError {
-    EngineError::Tokenizer { file: file.path.clone(), source }
+    EngineError::Tokenizer { file: file.path.clone(), source: Box::new(source) }
 }
 
 /// The chat template of a model: its own, or the built-in one for a Gemma instruct model whose file lost it; `None` for

@@ -89,9 +89,10 @@ fn map_pages(len: usize) -> Option<(*mut u8, Memory)> {
 
 impl Drop for AlignedBuf {
     fn drop(&mut self) {
-        // SAFETY (both): what `zeroed` allocated, given back the way it was taken, once.
         match self.memory {
+            // SAFETY: `zeroed` took this from the allocator with this layout; it is dropped once.
             Memory::Heap(layout) => unsafe { dealloc(self.ptr.as_ptr(), layout) },
+            // SAFETY: `map_pages` mapped exactly these bytes; nothing refers to them any more.
             Memory::Pages { base, bytes } => unsafe {
                 libc::munmap(base, bytes);
             },
