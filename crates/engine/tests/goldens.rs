@@ -3,7 +3,7 @@
 //! The models lie in the directory `UNICORN_MODELS` (default: `~/.cache/unicorn/models`); `./test` fetches them. Where
 //! one is absent its test says so and passes, unless `UNICORN_REQUIRE_MODELS` is set.
 //!
-//! Run with `--release`: a perplexity is six thousand tokens.
+//! They run with `--release` only: a perplexity is six thousand tokens.
 
 use std::{fs, ops::ControlFlow, path::PathBuf};
 
@@ -101,37 +101,44 @@ fn check_perplexity(name: &str) {
 }
 
 #[test]
+#[cfg_attr(debug_assertions, ignore = "six thousand tokens a model: run with --release")]
 fn smollm2_prompts() {
     check_prompts(SMOLLM2, LoadOptions::default());
 }
 
 #[test]
+#[cfg_attr(debug_assertions, ignore = "six thousand tokens a model: run with --release")]
 fn smollm2_prompts_in_f32() {
     let options = LoadOptions { arithmetic: Arithmetic::F32, kv: engine::KvType::F32, ..LoadOptions::default() };
     check_prompts(SMOLLM2, options);
 }
 
 #[test]
+#[cfg_attr(debug_assertions, ignore = "six thousand tokens a model: run with --release")]
 fn smollm2_perplexity() {
     check_perplexity(SMOLLM2);
 }
 
 #[test]
+#[cfg_attr(debug_assertions, ignore = "six thousand tokens a model: run with --release")]
 fn gemma3_prompts() {
     check_prompts(GEMMA3, LoadOptions::default());
 }
 
 #[test]
+#[cfg_attr(debug_assertions, ignore = "six thousand tokens a model: run with --release")]
 fn gemma3_perplexity() {
     check_perplexity(GEMMA3);
 }
 
 #[test]
+#[cfg_attr(debug_assertions, ignore = "six thousand tokens a model: run with --release")]
 fn qwen2_prompts() {
     check_prompts(QWEN2, LoadOptions::default());
 }
 
 #[test]
+#[cfg_attr(debug_assertions, ignore = "six thousand tokens a model: run with --release")]
 fn qwen2_perplexity() {
     check_perplexity(QWEN2);
 }

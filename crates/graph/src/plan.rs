@@ -438,8 +438,11 @@ impl<'a> Planner<'a> {
                 if bytes == 0 {
                     mapped.insert(weight_id.index(), weight.data.len() as u64);
                 }
-                let entry = resident.entry(weight_id.index()).or_insert((node.part, 0));
-                entry.1 = entry.1.max(bytes);
+                // A weight that two parts share (a tied head) is listed with the one that packs it.
+                let entry = resident.entry(weight_id.index()).or_insert((node.part, bytes));
+                if bytes > entry.1 {
+                    *entry = (node.part, bytes);
+                }
                 read_per_token += match node.op {
                     crate::Op::Embed { .. } => weight.row_bytes() as u64,
                     _ => bytes,
