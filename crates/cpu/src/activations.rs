@@ -9,7 +9,7 @@ pub(crate) const GROUP: usize = 32;
 
 /// Largest element over the mean absolute value of its row from which a group gets a second plane. Of normally
 /// distributed elements the largest of 32 is about 2.6 times the mean.
-pub(crate) const FINE_ABOVE: f32 = 6.0;
+pub(crate) const FINE_ABOVE: f32 = 8.0;
 
 /// Rows that the kernels take at once, and so the width of an interleaved block.
 pub(crate) const BLOCK_ROWS: usize = 12;

@@ -275,45 +275,35 @@ unsafe fn multiply_rows<F: Format, const N: usize>(
     // (`at + cols` columns), both checked by the caller.
     unsafe {
         let mut sums: [__m512; N] = std::array::from_fn(|i| _mm512_loadu_ps(acc[i].as_ptr()));
-        let mut quants = tile.quants.as_ptr();
-        let mut q = x.q.as_ptr().cast::<i32>().add(at / 4 * N);
         for group in 0..cols / F::GROUP {
             let of = at / F::GROUP + group;
-            let mut dots: [__m512i; N] = std::array::from_fn(|i| {
-                if F::ZERO == 0 {
-                    _mm512_setzero_si512()
-                } else {
-                    _mm512_set1_epi32(-F::ZERO * *x.sums.get_unchecked(of * N + i))
-                }
-            });
-            for _ in 0..F::GROUP / 4 {
-                let w = _mm512_load_si512(quants.cast());
-                quants = quants.add(64);
-                for (i, dot) in dots.iter_mut().enumerate() {
-                    *dot = _mm512_dpbusd_epi32(*dot, w, _mm512_set1_epi32(q.add(i).read_unaligned()));
-                }
-                q = q.add(N);
-            }
-            let scale = _mm512_load_ps(tile.scales[group].as_ptr());
             let group32 = of * F::GROUP / 32 * N;
+            let scale = _mm512_load_ps(tile.scales[group].as_ptr());
             let is_fine: [u8; N] = x.is_fine.as_ptr().add(group32).cast::<[u8; N]>().read();
-            if is_fine != [0; N] {
-                // Outliers: the second plane of all rows (zero where a row has none), as a pass of its own.
-                let quants = quants.sub(F::GROUP / 4 * 64);
-                let fine = x.fine.as_ptr().cast::<i32>().add(of * F::GROUP / 4 * N);
-                for i in 0..N {
-                    let mut dot = _mm512_set1_epi32(-F::ZERO * *x.fine_sums.get_unchecked(of * N + i));
-                    for c in 0..F::GROUP / 4 {
-                        let four = _mm512_set1_epi32(fine.add(c * N + i).read_unaligned());
-                        dot = _mm512_dpbusd_epi32(dot, _mm512_load_si512(quants.add(c * 64).cast()), four);
+            // Outliers bring a second plane, for all rows of the block (zero where a row has none).
+            let planes = if is_fine == [0; N] { 1 } else { 2 };
+            for plane in 0..planes {
+                let (q, q_sums, unit) =
+                    if plane == 0 { (x.q, x.sums, 1.0) } else { (x.fine, x.fine_sums, 1.0 / 256.0) };
+                let q = q.as_ptr().cast::<i32>().add(of * F::GROUP / 4 * N);
+                let quants = tile.quants.as_ptr().add(group * F::GROUP / 4 * 64);
+                let mut dots: [__m512i; N] = std::array::from_fn(|i| {
+                    if F::ZERO == 0 {
+                        _mm512_setzero_si512()
+                    } else {
+                        _mm512_set1_epi32(-F::ZERO * *q_sums.get_unchecked(of * N + i))
                     }
-                    let d = _mm512_set1_ps(*x.d.get_unchecked(group32 + i) / 256.0);
-                    sums[i] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), _mm512_mul_ps(scale, d), sums[i]);
+                });
+                for c in 0..F::GROUP / 4 {
+                    let w = _mm512_load_si512(quants.add(c * 64).cast());
+                    for (i, dot) in dots.iter_mut().enumerate() {
+                        *dot = _mm512_dpbusd_epi32(*dot, w, _mm512_set1_epi32(q.add(c * N + i).read_unaligned()));
+                    }
                 }
-            }
-            for i in 0..N {
-                let d = _mm512_set1_ps(*x.d.get_unchecked(group32 + i));
-                sums[i] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dots[i]), _mm512_mul_ps(scale, d), sums[i]);
+                for i in 0..N {
+                    let d = _mm512_set1_ps(*x.d.get_unchecked(group32 + i) * unit);
+                    sums[i] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dots[i]), _mm512_mul_ps(scale, d), sums[i]);
+                }
             }
             if F::MIN {
                 let min = _mm512_load_ps(tile.mins[group].as_ptr());

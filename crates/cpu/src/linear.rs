@@ -3,9 +3,10 @@
 use graph::Weight;
 use tensor::{DType, blocks::dequantize};
 
+#[cfg(target_arch = "x86_64")]
+use crate::avx512;
 use crate::{
     activations::{BLOCK_ROWS, Quantised},
-    avx512,
     format::{Format, with_format},
     isa::Isa,
     pack::{Layout, PANEL, Packed},
@@ -65,6 +66,7 @@ fn panel_of<'a>(data: &'a [u8], weight: &Packed, panel: usize) -> &'a [u8] {
 
 fn integer<F: Format>(isa: Isa, panel: &[u8], x: &Quantised, rows: usize, scratch: &mut Scratch) {
     let Scratch { tile, acc, .. } = scratch;
+    #[cfg(target_arch = "x86_64")]
     if let Isa::Avx512(isa) = isa
         && rows <= avx512::DIRECT_ROWS
     {
@@ -86,6 +88,7 @@ fn integer_tile<F: Format>(
     tile: &mut Tile,
 ) {
     match isa {
+        #[cfg(target_arch = "x86_64")]
         Isa::Avx512(isa) => avx512::unpack::<F>(isa, blocks, tile),
         _ => tile::unpack::<F>(isa, blocks, tile),
     }
@@ -93,6 +96,7 @@ fn integer_tile<F: Format>(
     for (block, acc) in acc.chunks_mut(BLOCK_ROWS).enumerate() {
         let block = x.block(block * BLOCK_ROWS, rows, F::GROUP);
         match isa {
+            #[cfg(target_arch = "x86_64")]
             Isa::Avx512(isa) => avx512::multiply::<F>(isa, tile, at, cols, &block, acc),
             _ => tile::multiply::<F>(isa, tile, at, cols, &block, acc),
         }

@@ -46,8 +46,8 @@ impl Engine {
             if tokens == 0 {
                 continue;
             }
-            // The warm-up touches every page and wakes the threads: a few tokens do.
-            self.timed(tokens.min(8.max(chunk)), chunk)?;
+            // The warm-up touches every page and wakes the threads: one chunk, or a few tokens decoded, will do.
+            self.timed(tokens.min(chunk.max(8)), chunk)?;
             let mut tok_per_s = Vec::new();
             for _ in 0..options.repetitions {
                 tok_per_s.push(self.timed(tokens, chunk)?);

@@ -274,7 +274,8 @@ impl<'a> Planner<'a> {
         // A tenth stays free for the system where no budget is given.
         let budget = |index: usize, device: &dyn Device| {
             let given = options.budgets.get(index).copied().flatten();
-            given.unwrap_or_else(|| device.memory().available_bytes / 10 * 9)
+            let available = device.memory().available_bytes;
+            given.unwrap_or(if available == u64::MAX { available } else { available / 10 * 9 })
         };
         let budgets = devices.iter().enumerate().map(|(index, device)| budget(index, *device)).collect();
         Ok(Planner { graph, devices, options, units, budgets })
@@ -445,6 +446,8 @@ impl<'a> Planner<'a> {
                 }
                 read_per_token += match node.op {
                     crate::Op::Embed { .. } => weight.row_bytes() as u64,
+                    // Read from the file's pages.
+                    _ if bytes == 0 => weight.data.len() as u64,
                     _ => bytes,
                 };
             }

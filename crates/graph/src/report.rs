@@ -32,6 +32,9 @@ pub(crate) fn summarise(graph: &Graph, placement: &[usize], devices: usize) -> V
 
 /// Bytes for a person: binary units, three digits.
 pub fn bytes_text(n: u64) -> String {
+    if n == u64::MAX {
+        return "no limit".to_owned();
+    }
     const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
     let mut value = n as f64;
     let mut unit = 0;
@@ -113,6 +116,7 @@ impl Plan {
         let context = self.limits.context;
         let why = match self.context_asked {
             Some(_) => "as asked".to_owned(),
+            None if self.is_short() => format!("the least that is proposed of the model's {}", self.model_context),
             None if context == self.model_context => "the model's own".to_owned(),
             None => format!("what memory allows of the model's {}", self.model_context),
         };
