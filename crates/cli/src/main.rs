@@ -11,7 +11,7 @@
 //! ```
 //!
 //! ```text
-//! $ unicorn run --model smollm2-135m "The capital of France?" --max-tokens 16
+//! $ unicorn run --model smollm2-135m "What is the capital of France?"
 //! The capital of France is Paris.
 //! ```
 #![forbid(unsafe_code)]

@@ -1,8 +1,8 @@
 //! The CPU device.
 //!
-//! A share of a plan becomes a list of phases ([`schedule`]: rows, products, attention) that a pool of threads runs
+//! A share of a plan becomes a list of phases (module `schedule`: rows, products, attention) that a pool of threads runs
 //! together, with one barrier after each. Weights are packed once, when the share is compiled: 16 rows side by side,
-//! quants unsigned, in the order of the inner loop ([`pack`]). Products of quantised weights use integers, with
+//! quants unsigned, in the order of the inner loop (module `pack`). Products of quantised weights use integers, with
 //! activations rounded to 8 bits in groups of 32; with [`graph::Arithmetic::F32`] the same packed weights are unpacked
 //! to `f32`.
 //!

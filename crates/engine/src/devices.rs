@@ -1,4 +1,4 @@
-//! The devices there are. A new device is one crate and one line of [`open`].
+//! The devices there are. A new device is one crate and one line of `Devices::add`.
 
 use std::sync::Arc;
 

@@ -15,7 +15,7 @@
 //!   lays out activations and the KV cache, and prints itself before anything runs.
 //! - [`Device`] says what it supports and compiles its share of a plan into a [`Program`].
 //! - [`reference::Reference`] is a device too: slow, obvious, the oracle.
-//! - [`conformance`] holds one suite of cases that any device runs in one line.
+//! - [`mod@conformance`] holds one suite of cases that any device runs in one line.
 //!
 //! This crate knows no file format, no model family and no particular device.
 //!
