@@ -10,5 +10,7 @@
 #![forbid(unsafe_code)]
 
 mod files_targets;
+mod text_targets;
 
 pub use files_targets::{gguf, hf_config, safetensors};
+pub use text_targets::{template, tokenizer_json, vocab};

@@ -5,27 +5,41 @@ use std::time::{Duration, Instant};
 // One writer of GGUF files and one mutator serve the tests of `files` and these.
 #[path = "../../crates/files/tests/common/mod.rs"]
 mod common;
+mod seeds;
 
 use common::{Rng, mutate};
 
 /// Long enough for some hundred thousand inputs.
 const TIME: Duration = Duration::from_secs(2);
 
+/// No input of these sizes may take longer.
+const SLOWEST: Duration = Duration::from_secs(20);
+
 /// Runs `target` on `seeds`, on mutations of them, and on mutations of those.
 fn smoke(target: fn(&[u8]), seeds: &[Vec<u8>]) {
-    seeds.iter().for_each(|seed| target(seed));
+    seeds.iter().for_each(|seed| timed(target, seed));
+    smoke_made(target, |rng| seeds[rng.below(seeds.len())].clone());
+}
+
+/// Runs `target` on what `make` makes, on mutations of it, and on mutations of those.
+fn smoke_made(target: fn(&[u8]), make: impl Fn(&mut Rng) -> Vec<u8>) {
     let mut rng = Rng(0x5eed);
     let start = Instant::now();
     let mut inputs = 0u64;
     while start.elapsed() < TIME {
-        for seed in seeds {
-            let once = mutate(seed, &mut rng);
-            target(&once);
-            target(&mutate(&once, &mut rng));
-            inputs += 2;
-        }
+        let seed = make(&mut rng);
+        let once = mutate(&seed, &mut rng);
+        let twice = mutate(&once, &mut rng);
+        [seed, once, twice].iter().for_each(|input| timed(target, input));
+        inputs += 3;
     }
     println!("{inputs} inputs");
+}
+
+fn timed(target: fn(&[u8]), input: &[u8]) {
+    let start = Instant::now();
+    target(input);
+    assert!(start.elapsed() < SLOWEST, "{:?}: {}", start.elapsed(), String::from_utf8_lossy(input));
 }
 
 #[test]
@@ -53,4 +67,21 @@ fn hf_config() {
         br#"{"metadata":{},"weight_map":{"w":"model-00001-of-00002.safetensors"}}"#.to_vec(),
     ];
     smoke(unicorn_fuzz::hf_config, &seeds);
+}
+
+#[test]
+fn tokenizer_json() {
+    smoke(unicorn_fuzz::tokenizer_json, &seeds::tokenizer_json());
+    smoke_made(unicorn_fuzz::tokenizer_json, seeds::tokenizer_json_of_parts);
+}
+
+#[test]
+fn vocab() {
+    smoke(unicorn_fuzz::vocab, &seeds::vocab());
+}
+
+#[test]
+fn template() {
+    smoke(unicorn_fuzz::template, &seeds::template());
+    smoke_made(unicorn_fuzz::template, seeds::template_of_parts);
 }

@@ -45,7 +45,9 @@
 //! # What input may cost
 //!
 //! Encoding takes O(n log n) for n bytes and does not recurse. A vocabulary takes memory in proportion to the lists it
-//! is made from. A template has a budget of steps and bytes and a bound on its output ([`ChatTemplate::render`]).
+//! is made from. A template has a budget of steps, items and bytes and a bound on its output
+//! ([`ChatTemplate::render`]). `tokenizer.json` is read by a crate that panics on some wrong files: that is caught and
+//! returned as an error, after the panic hook has run.
 #![forbid(unsafe_code)]
 
 mod bpe;

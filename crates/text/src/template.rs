@@ -4,10 +4,12 @@
 //! `utils/chat_template_utils.py` of <https://github.com/huggingface/transformers>.
 
 mod clock;
+mod compile;
+mod functions;
+mod guard;
 mod json;
 
-use std::io::Write;
-
+use minijinja::machinery::{eval, make_string_output};
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::Serde;
 use minijinja::{AutoEscape, Environment, ErrorKind, Value as Jinja};
@@ -26,8 +28,8 @@ const FUEL: u64 = 1_000_000;
 /// What each byte of the messages adds to the budget: 1/4, or 16 copies of it.
 const BYTES_PER_FUEL: u64 = 4;
 
-/// Stack of a rendering. A template can nest lists as deep as its budget is long, and the engine drops, prints and
-/// compares them by recursion. Only what is used is ever mapped.
+/// Stack of a compilation or rendering. A template can nest lists as deep as its budget is long, which are dropped by
+/// recursion, and `elif`s as many as fit into its source. Only what is used is ever mapped.
 const STACK_BYTES: usize = 512 << 20;
 
 /// Bound on nested macros and blocks.
@@ -57,12 +59,15 @@ pub struct Chat<'a> {
 
 /// A chat template, compiled.
 ///
-/// A template comes with a model and is not trusted: it sees nothing but the [`Chat`], and steps, text and output are
-/// bounded. One thing is not: a list joined to itself with `+` over and over, for which the engine (minijinja 3.1)
-/// charges nothing before it lays the list out.
+/// A template comes with a model and is not trusted: it sees nothing but the [`Chat`], and steps, text, lists and output
+/// are bounded. What the engine charges nothing for is charged for by instructions that are put into the template
+/// (`template/compile.rs`). In return, `*` and `**` before an argument, lists and maps as keys, namespaces within other
+/// values, and templates of more than one file are refused.
 #[derive(Debug)]
 pub struct ChatTemplate {
     environment: Environment<'static>,
+    syntax: SyntaxConfig,
+    source: String,
 }
 
 impl ChatTemplate {
@@ -71,17 +76,21 @@ impl ChatTemplate {
     /// # Errors
     /// [`TextError::Template`] with the line, if it does not parse.
     pub fn new(source: &str) -> Result<Self, TextError> {
+        let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build().map_err(describe)?;
         let mut environment = Environment::new();
-        let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
-        environment.set_syntax(syntax.map_err(describe)?);
         environment.set_auto_escape_callback(|_| AutoEscape::None);
-        environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
         environment.set_recursion_limit(RECURSION);
+        functions::add_to(&mut environment);
         environment.add_filter("tojson", json::tojson);
         environment.add_test("iterable", is_iterable);
         environment.add_function("raise_exception", raise_exception);
-        environment.add_template_owned(NAME, without_generation(source)).map_err(describe)?;
-        Ok(Self { environment })
+        let compile = || {
+            let source = compile::prepared(&without_generation(source), &syntax).map_err(describe)?;
+            compile::compile(NAME, &source, &syntax).map_err(describe)?;
+            Ok(source)
+        };
+        let source = on_large_stack(compile)?;
+        Ok(Self { environment, syntax, source })
     }
 
     /// The template of the instruct models of Gemma 2 and 3, for files that carry none: turns of `user` and `model`,
@@ -99,16 +108,7 @@ impl ChatTemplate {
     /// [`TextError::TemplateRaised`] with the template's words if it rejects the messages, [`TextError::Template`] if
     /// it fails, [`TextError::TemplateBudget`] and [`TextError::TemplateOutput`] if it does not come to an end.
     pub fn render(&self, chat: &Chat<'_>) -> Result<String, TextError> {
-        let failed = |message: &str| TextError::Template { line: 0, message: message.to_string() };
-        std::thread::scope(|scope| {
-            std::thread::Builder::new()
-                .name("template".to_string())
-                .stack_size(STACK_BYTES)
-                .spawn_scoped(scope, || self.render_here(chat))
-                .map_err(|e| failed(&format!("no thread to render in: {e}")))?
-                .join()
-                .unwrap_or_else(|_| Err(failed("the template engine failed")))
-        })
+        on_large_stack(|| self.render_here(chat))
     }
 
     fn render_here(&self, chat: &Chat<'_>) -> Result<String, TextError> {
@@ -117,16 +117,31 @@ impl ChatTemplate {
         let fuel = FUEL.saturating_add(bytes / BYTES_PER_FUEL);
         let mut environment = self.environment.clone();
         environment.set_fuel(Some(fuel));
-        let template = environment.get_template(NAME).map_err(describe)?;
-        let mut output = Bounded::default();
-        match template.render_captured_to(variables(chat), &mut output) {
-            Err(_) if output.is_full => Err(TextError::TemplateOutput { limit: MAX_OUTPUT_BYTES }),
+        let compiled = compile::compile(NAME, &self.source, &self.syntax).map_err(describe)?;
+        let mut prompt = String::new();
+        let mut output = make_string_output(&mut prompt);
+        let root = variables(chat);
+        match eval(&environment, &compiled.root, root, &compiled.blocks, &mut output, AutoEscape::None) {
             Err(error) if error.kind() == ErrorKind::OutOfFuel => Err(TextError::TemplateBudget { fuel }),
             Err(error) => Err(describe(error)),
-            Ok(_) => String::from_utf8(output.bytes)
-                .map_err(|e| TextError::Template { line: 0, message: format!("output: {e}") }),
+            Ok(_) if prompt.len() > MAX_OUTPUT_BYTES => Err(TextError::TemplateOutput { limit: MAX_OUTPUT_BYTES }),
+            Ok(_) => Ok(prompt),
         }
     }
+}
+
+/// Calls `work` where recursion may go as deep as a template makes it.
+fn on_large_stack<T: Send>(work: impl FnOnce() -> Result<T, TextError> + Send) -> Result<T, TextError> {
+    let failed = |message: &str| TextError::Template { line: 0, message: message.to_string() };
+    std::thread::scope(|scope| {
+        std::thread::Builder::new()
+            .name("template".to_string())
+            .stack_size(STACK_BYTES)
+            .spawn_scoped(scope, work)
+            .map_err(|e| failed(&format!("no thread for the template: {e}")))?
+            .join()
+            .unwrap_or_else(|_| Err(failed("the template engine failed")))
+    })
 }
 
 /// About the bytes that `value` takes as JSON.
@@ -232,26 +247,4 @@ fn without_generation(source: &str) -> String {
     }
     output.push_str(rest);
     output
-}
-
-/// A buffer that refuses to grow beyond [`MAX_OUTPUT_BYTES`].
-#[derive(Debug, Default)]
-struct Bounded {
-    bytes: Vec<u8>,
-    is_full: bool,
-}
-
-impl Write for Bounded {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        if bytes.len() > MAX_OUTPUT_BYTES - self.bytes.len() {
-            self.is_full = true;
-            return Err(std::io::ErrorKind::FileTooLarge.into());
-        }
-        self.bytes.extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
 }

@@ -174,6 +174,19 @@ fn json_that_cannot_be_used_says_why() {
     let far = load(&file(byte_level.clone(), json!({"a": u32::MAX})));
     assert!(matches!(far, Err(TextError::Json { .. })), "{far:?}");
     assert!(load(&file(byte_level.clone(), json!({}))).is_err());
+    // A table whose size the file declares, also where the key stands twice, and a component that the crate panics on.
+    let charsmap =
+        r#"{"type": "Sequence", "normalizers": [{"type": "Precompiled", "precompiled_charsmap": "/////wAA"}]}"#;
+    let whole = file(byte_level.clone(), json!({"a": 0}));
+    let with = |more: &str| load(&whole.replacen('{', &format!("{{{more},"), 1));
+    for normalizer in [charsmap.to_string(), charsmap.replace("\"Pre", "\"NFC\", \"type\": \"Pre")] {
+        let error = with(&format!(r#""normalizer": {normalizer}"#)).unwrap_err();
+        assert!(matches!(&error, TextError::Unsupported { component } if component.contains("Precompiled")), "{error}");
+    }
+    let fixed = with(r#""pre_tokenizer": {"type": "FixedLength", "length": 0}"#).unwrap_err();
+    assert!(matches!(fixed, TextError::Unsupported { .. }), "{fixed}");
+    let odd = load(&file(json!({"type": "Sequence", "decoders": 7}), json!({"a": 0}))).unwrap_err();
+    assert!(matches!(odd, TextError::Json { .. }), "{odd}");
     let config = JsonConfig { eos: Some("</s>".into()), ..JsonConfig::default() };
     let error = Tokenizer::from_json(file(byte_level, json!({"a": 0})).as_bytes(), &config).unwrap_err();
     assert!(error.to_string().contains("eos_token `</s>`"), "{error}");

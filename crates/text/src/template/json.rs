@@ -7,6 +7,8 @@ use minijinja::value::Kwargs;
 use minijinja::{Error, ErrorKind, Value as Jinja};
 use serde_json::Value;
 
+use super::MAX_OUTPUT_BYTES;
+
 /// Separators and line breaks.
 struct Style {
     item: String,
@@ -23,15 +25,25 @@ pub(super) fn tojson(value: &Jinja, options: Kwargs) -> Result<Jinja, Error> {
     let indent = match indent.filter(|i| !i.is_none()) {
         None => None,
         Some(i) => Some(match (i.as_str(), i.as_usize()) {
-            (Some(text), _) => text.to_string(),
+            (Some(text), _) if text.len() <= 32 => text.to_string(),
             (_, Some(width)) if width <= 32 => " ".repeat(width),
-            _ => return Err(Error::new(ErrorKind::InvalidOperation, "tojson: indent is 0 to 32, or a string")),
+            _ => {
+                return Err(Error::new(
+                    ErrorKind::InvalidOperation,
+                    "tojson: indent is 0 to 32, or a string of as many bytes",
+                ));
+            }
         }),
     };
     let separators: Option<Vec<String>> = options.get("separators")?;
     let (item, key) = match separators.as_deref() {
-        Some([item, key]) => (item.clone(), key.clone()),
-        Some(_) => return Err(Error::new(ErrorKind::InvalidOperation, "tojson: separators are two strings")),
+        Some([item, key]) if item.len().max(key.len()) <= 32 => (item.clone(), key.clone()),
+        Some(_) => {
+            return Err(Error::new(
+                ErrorKind::InvalidOperation,
+                "tojson: separators are two strings of up to 32 bytes",
+            ));
+        }
         None => ((if indent.is_some() { "," } else { ", " }).to_string(), ": ".to_string()),
     };
     let ascii = options.get::<Option<bool>>("ensure_ascii")?.unwrap_or(false);
@@ -41,6 +53,9 @@ pub(super) fn tojson(value: &Jinja, options: Kwargs) -> Result<Jinja, Error> {
         serde_json::to_value(value).map_err(|e| Error::new(ErrorKind::BadSerialization, "tojson").with_source(e))?;
     let mut output = String::new();
     Style { item, key, indent, ascii, sorted }.write(&value, 0, &mut output);
+    if output.len() > MAX_OUTPUT_BYTES {
+        return Err(Error::new(ErrorKind::OutOfFuel, "tojson"));
+    }
     Ok(Jinja::from(output))
 }
 
@@ -81,6 +96,9 @@ impl Style {
     ) {
         output.push(open);
         for (i, item) in items.iter().enumerate() {
+            if output.len() > MAX_OUTPUT_BYTES {
+                return;
+            }
             if i > 0 {
                 output.push_str(&self.item);
             }

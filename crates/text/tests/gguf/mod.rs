@@ -21,13 +21,14 @@ enum Value {
 /// Metadata of a file.
 pub(crate) struct Metadata(HashMap<String, Value>);
 
-/// The models that are here, or a word on what is missing.
+/// The model of this name. Where it is missing, says so and returns `None`, or fails if `UNICORN_REQUIRE_MODELS` is set.
 pub(crate) fn model(file: &str) -> Option<PathBuf> {
     let default = || Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache/unicorn/models"));
     let path = std::env::var_os("UNICORN_MODELS").map(PathBuf::from).or_else(default)?.join(file);
     if path.is_file() {
         return Some(path);
     }
+    assert!(std::env::var_os("UNICORN_REQUIRE_MODELS").is_none(), "{} is required", path.display());
     eprintln!("SKIPPED: no {} (UNICORN_MODELS names the directory)", path.display());
     None
 }
