@@ -8,6 +8,8 @@ use std::{
 };
 
 use anyhow::Context;
+/// Bytes in binary units.
+pub(crate) use engine::bytes_text as bytes;
 
 /// Writes to stdout and flushes, so that text appears as it comes.
 pub(crate) fn print(text: &str) -> io::Result<()> {
@@ -33,18 +35,6 @@ pub(crate) fn note_dim(text: &str) {
     } else {
         note(text);
     }
-}
-
-/// Bytes in binary units.
-pub(crate) fn bytes(n: u64) -> String {
-    const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
-    let mut value = n as f64;
-    let mut unit = 0;
-    while value >= 1024.0 && unit + 1 < UNITS.len() {
-        value /= 1024.0;
-        unit += 1;
-    }
-    if unit == 0 { format!("{n} B") } else { format!("{value:.1} {}", UNITS[unit]) }
 }
 
 /// A count with its unit in thousands: `134.5 M`.

@@ -192,10 +192,8 @@ unsafe fn chunks<F: Format>(planes: *const u8) -> [__m512i; 8] {
         }
     }
     if let Some(table) = F::TABLE {
-        let table = _mm512_broadcast_i32x4(unsafe {
-            // SAFETY: 16 bytes.
-            _mm_loadu_si128(table.as_ptr().cast())
-        });
+        // SAFETY: a table has the 16 bytes that are read.
+        let table = _mm512_broadcast_i32x4(unsafe { _mm_loadu_si128(table.as_ptr().cast()) });
         for out in &mut out {
             *out = _mm512_shuffle_epi8(table, *out);
         }

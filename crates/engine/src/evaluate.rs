@@ -89,10 +89,7 @@ impl Engine {
 
     /// Runs ids as one sequence of its own and hands over the logits of each row.
     fn score(&mut self, ids: &[u32], row: &mut dyn FnMut(usize, &[f32])) -> Result<(), EngineError> {
-        let vocab = self.execution.graph().vocab_in();
-        if let Some(&id) = ids.iter().find(|id| **id as usize >= vocab) {
-            return Err(EngineError::IdOutOfRange { id, vocab });
-        }
+        self.check_ids(ids)?;
         let width = self.info.vocab;
         let limits = self.execution.plan().limits;
         let chunk = limits.tokens.min(limits.outputs);

@@ -125,10 +125,7 @@ impl Engine {
         if request.prompt.is_empty() {
             return Err(EngineError::EmptyPrompt);
         }
-        let vocab = self.execution.graph().vocab_in();
-        if let Some(&id) = request.prompt.iter().find(|id| **id as usize >= vocab) {
-            return Err(EngineError::IdOutOfRange { id, vocab });
-        }
+        self.check_ids(&request.prompt)?;
         let (prompt, context) = (request.prompt.len(), self.context());
         if prompt > context {
             return Err(EngineError::PromptTooLong { prompt, context, limit: self.limit_hint() });

@@ -41,7 +41,7 @@ pub use blocks::Sequence;
 pub use error::EngineError;
 pub use evaluate::{Logits, Perplexity};
 pub use generate::{Event, FinishReason, Generation, Request};
-pub use graph::{Arithmetic, KvType, Part, Plan};
+pub use graph::{Arithmetic, KvType, Part, Plan, bytes_text};
 pub use load::{Engine, LoadOptions, ModelInfo};
 pub use metrics::{Metrics, peak_memory_bytes};
 pub use sampler::{Sampler, SamplerOptions};

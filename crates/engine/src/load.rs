@@ -254,6 +254,15 @@ impl Engine {
         render(template, self.tokenizer()?, messages, tools)
     }
 
+    /// Refuses ids that the model does not have before any of them is fed.
+    pub(crate) fn check_ids(&self, ids: &[u32]) -> Result<(), EngineError> {
+        let vocab = self.execution.graph().vocab_in();
+        match ids.iter().find(|id| **id as usize >= vocab) {
+            Some(&id) => Err(EngineError::IdOutOfRange { id, vocab }),
+            None => Ok(()),
+        }
+    }
+
     /// Feeds tokens of one sequence and returns the logits of the last `outputs` of them, `[outputs, vocab]`. The
     /// tokens must fit one step.
     pub(crate) fn step(

@@ -32,9 +32,6 @@ pub(crate) fn summarise(graph: &Graph, placement: &[usize], devices: usize) -> V
 
 /// Bytes for a person: binary units, three digits.
 pub fn bytes_text(n: u64) -> String {
-    if n == u64::MAX {
-        return "no limit".to_owned();
-    }
     const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
     let mut value = n as f64;
     let mut unit = 0;
@@ -43,6 +40,11 @@ pub fn bytes_text(n: u64) -> String {
         unit += 1;
     }
     if unit == 0 { format!("{n} B") } else { format!("{value:.1} {}", UNITS[unit]) }
+}
+
+/// A budget: the reference device has none.
+fn budget_text(budget: u64) -> String {
+    if budget == u64::MAX { "no limit".to_owned() } else { bytes_text(budget) }
 }
 
 impl fmt::Display for Plan {
@@ -81,7 +83,7 @@ impl fmt::Display for Plan {
                 bytes_text(device.kv),
                 bytes_text(device.activations),
                 bytes_text(device.total()),
-                bytes_text(device.budget),
+                budget_text(device.budget),
                 bytes_text(device.mapped),
             )?;
         }
