@@ -99,9 +99,12 @@ pub(crate) fn files() -> Result<Vec<PathBuf>, Error> {
 }
 
 /// The folder of the repository.
-pub(crate) fn root() -> &'static Path {
-    let manifest_folder = Path::new(env!("CARGO_MANIFEST_DIR"));
-    manifest_folder.parent().unwrap_or(manifest_folder)
+pub(crate) fn root() -> PathBuf {
+    // Asked at run time where cargo tells: with a target directory shared by two checkouts, the path that was compiled
+    // in may be the other one's.
+    let told = std::env::var_os("CARGO_MANIFEST_DIR").map(PathBuf::from);
+    let manifest_folder = told.unwrap_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")));
+    manifest_folder.parent().map_or(manifest_folder.clone(), Path::to_path_buf)
 }
 
 fn output(program: &'static str, mut command: Command) -> Result<String, Error> {
