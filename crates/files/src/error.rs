@@ -89,6 +89,20 @@ pub enum Problem {
     Quantised { method: String, detail: String },
 }
 
+impl Problem {
+    /// What a reader of JSON says, which may quote a string of the file at any length: cut, on one line.
+    pub(crate) fn json(err: impl std::fmt::Display) -> Problem {
+        const LIMIT: usize = 200;
+        let plain = |c: char| if c.is_control() { ' ' } else { c };
+        let mut text: String = err.to_string().chars().map(plain).collect();
+        if let Some((cut, _)) = text.char_indices().nth(LIMIT) {
+            text.truncate(cut);
+            text.push_str("...");
+        }
+        Problem::Json(text)
+    }
+}
+
 /// What is wrong with one tensor of a file.
 #[allow(missing_docs, reason = "the fields are the words of the messages above them")]
 #[derive(Debug, thiserror::Error)]
@@ -136,11 +150,20 @@ pub(crate) fn shown(name: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::shown;
+    use super::{Problem, shown};
 
     #[test]
     fn names_are_escaped_and_shortened() {
         assert_eq!(shown("a\u{1b}[2Jb"), r#""a\u{1b}[2Jb""#);
         assert_eq!(shown(&"é".repeat(1000)).chars().count(), 96 + 5);
+    }
+
+    #[test]
+    fn what_a_reader_quotes_is_cut() {
+        let Problem::Json(text) = Problem::json(format!("unknown variant `\u{1b}{}`", "é".repeat(1000))) else {
+            panic!("another problem")
+        };
+        assert_eq!(text.chars().count(), 200 + 3);
+        assert!(!text.contains('\u{1b}') && text.starts_with("unknown variant"), "{text}");
     }
 }

@@ -21,8 +21,11 @@ pub(crate) fn read_text(path: &Path, limit: u64) -> Result<String, FileError> {
     }
     let file = File::open(path).map_err(|err| fail(Problem::Io(err)))?;
     let mut text = Vec::new();
-    // The file may have grown since its length was asked for.
-    file.take(limit).read_to_end(&mut text).map_err(|err| fail(Problem::Io(err)))?;
+    // The file may have grown since its length was asked for: one byte more than may be tells.
+    file.take(limit.saturating_add(1)).read_to_end(&mut text).map_err(|err| fail(Problem::Io(err)))?;
+    if text.len() as u64 > limit {
+        return Err(fail(Problem::TooLarge { bytes: text.len() as u64, limit }));
+    }
     String::from_utf8(text)
         .map_err(|err| fail(Problem::Utf8 { what: "text", offset: err.utf8_error().valid_up_to() as u64 }))
 }
@@ -38,7 +41,8 @@ fn regular_len(path: &Path) -> Result<u64, FileError> {
     if meta.is_file() { Ok(meta.len()) } else { Err(fail(Problem::NotAFile)) }
 }
 
-/// A file name of the form `{prefix}-00001-of-00003{extension}`.
+/// A file name of the form `{prefix}-00001-of-00003{extension}`. The crate `store` reads such names too, to group
+/// files that it has not opened; neither of the two depends on the other.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct PartName<'a> {
     pub(crate) prefix: &'a str,
@@ -99,5 +103,14 @@ mod tests {
         std::fs::write(&path, [b'x'; 10]).unwrap();
         assert!(matches!(read_text(&path, 9).unwrap_err().problem, Problem::TooLarge { bytes: 10, limit: 9 }));
         assert_eq!(read_text(&path, 10).unwrap().len(), 10);
+    }
+
+    /// Files of the kernel have a length of 0 and more bytes than that, as one has that grows meanwhile.
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_file_longer_than_it_says_is_not_cut() {
+        let path = std::path::Path::new("/proc/self/status");
+        assert!(matches!(read_text(path, 10).unwrap_err().problem, Problem::TooLarge { bytes: 11, limit: 10 }));
+        assert!(read_text(path, 1 << 20).unwrap().len() > 10);
     }
 }

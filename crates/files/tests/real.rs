@@ -1,6 +1,5 @@
 //! Published models and fixtures, where they are at hand: `cargo test -p files --release -- --ignored --nocapture`.
 
-use std::path::PathBuf;
 use std::time::Instant;
 
 use files::gguf::Gguf;
@@ -16,13 +15,8 @@ const MODELS: [(&str, &str, usize, usize); 3] = [
 #[test]
 #[ignore = "needs the published models in ~/.cache/unicorn/models"]
 fn published_gguf_files() {
-    let home = std::env::var_os("HOME").map(PathBuf::from).unwrap_or_default();
     for (file, architecture, tensors, vocabulary) in MODELS {
-        let path = home.join(".cache/unicorn/models").join(file);
-        if !path.exists() {
-            println!("{file}: skipped, not there");
-            continue;
-        }
+        let Some(path) = testkit::published(file) else { continue };
         let start = Instant::now();
         let model = Gguf::open(&path).unwrap();
         let opened = start.elapsed();

@@ -2,13 +2,11 @@
 
 use crate::StoreError;
 use crate::hub::{Hub, Remote, header, is_momentary};
-use crate::part::{Part, is_current};
+use crate::part::{BUFFER_BYTES, Part, is_current};
 use crate::pull::Progress;
 use std::fs;
 use std::io::Read;
 use std::path::Path;
-
-const BUFFER_BYTES: usize = 256 * 1024;
 
 /// How one request ended.
 enum End {

@@ -55,7 +55,7 @@ impl std::fmt::Debug for Hub {
 
 /// What the hub says about a repository.
 pub(crate) struct Listing {
-    /// The commit to read files from, or `main` if the hub names none.
+    /// The commit to read files from.
     pub(crate) revision: String,
     /// File names as the server sent them: unchecked.
     pub(crate) names: Vec<String>,
@@ -165,12 +165,10 @@ impl Hub {
         let body = response.body_mut().with_config().limit(MAX_JSON_BYTES).read_to_vec();
         let body = body.map_err(|e| bad(e.to_string()))?;
         let info: RepoInfo = serde_json::from_slice(&body).map_err(|e| bad(e.to_string()))?;
-        // Only a commit goes into addresses; anything else the server might say does not.
+        // Without a commit the files of one pull could come from two; anything but a commit has no place in addresses.
         let commit = info.sha.filter(|s| s.len() == 40 && s.bytes().all(|b| b.is_ascii_hexdigit()));
-        Ok(Listing {
-            revision: commit.unwrap_or_else(|| "main".into()),
-            names: info.siblings.into_iter().map(|s| s.rfilename).collect(),
-        })
+        let revision = commit.ok_or_else(|| bad("it names no commit".into()))?;
+        Ok(Listing { revision, names: info.siblings.into_iter().map(|s| s.rfilename).collect() })
     }
 
     /// Asks for size and digest of the file `name`.
@@ -216,7 +214,7 @@ impl Hub {
             if !matches!(response.status().as_u16(), 301 | 302 | 303 | 307 | 308) {
                 return Ok(response);
             }
-            let bad = |reason: &str| StoreError::BadAnswer { url: url.clone(), reason: reason.to_string() };
+            let bad = |reason: &str| StoreError::BadAnswer { url: without_query(&url), reason: reason.to_string() };
             let location = header(response.headers(), "location").ok_or_else(|| bad("a redirect to nowhere"))?;
             let target: Uri = location.parse().map_err(|_| bad("a redirect to something that is no address"))?;
             url = match (origin(&target), ask) {
@@ -229,7 +227,7 @@ impl Hub {
                 (None, _) => return Err(bad("a redirect of an unknown kind")),
             };
         }
-        Err(StoreError::BadAnswer { url, reason: format!("more than {MAX_HOPS} redirects") })
+        Err(StoreError::BadAnswer { url: without_query(&url), reason: format!("more than {MAX_HOPS} redirects") })
     }
 
     fn send_once(&self, url: &str, ask: Ask) -> Result<Response<Body>, StoreError> {

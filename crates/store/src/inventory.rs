@@ -161,7 +161,9 @@ impl Store {
         names.extend(parts);
         names.sort();
         names.dedup();
-        Ok(names.iter().map(|n| base.join(n)).collect())
+        // Of a name with a file only files: a directory of the same name holds other models.
+        let targets = names.iter().map(|n| base.join(n));
+        Ok(targets.filter(|target| !target.symlink_metadata().is_ok_and(|m| m.is_dir())).collect())
     }
 
     /// Whether the directories between the store and `target` are directories, not links that lead elsewhere.

@@ -46,7 +46,8 @@
 //! `.part` file whose name carries the version being fetched; killing the program at any moment leaves either the
 //! `.part` or the finished file. Names and sizes from the server are not trusted: a name is a plain relative path or
 //! the pull is refused, no file grows beyond its stated size, and an answer in JSON is read up to a bound. All files
-//! of one pull come from one commit.
+//! of one pull come from one commit. Of a Hugging Face directory that is fetched anew, `config.json` goes first and comes
+//! last, and weights of the earlier version go before it comes.
 //!
 //! # Why not the crate `hf-hub`
 //!

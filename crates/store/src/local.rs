@@ -1,11 +1,10 @@
 //! What lies in one repository directory of the store.
 
+use crate::names::MAX_DEPTH;
 use crate::part::final_name;
 use std::fs;
 use std::path::Path;
 
-/// Deepest directory looked into below a repository; as deep as a pull writes.
-const MAX_DEPTH: usize = 8;
 /// Bound on the files of one repository directory that are looked at.
 const MAX_FILES: usize = 10_000;
 

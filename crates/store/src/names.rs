@@ -4,8 +4,8 @@ use crate::StoreError;
 
 /// Longest component of a file name. File systems allow 255 bytes; the rest is room for the `.part` suffix.
 const MAX_COMPONENT_BYTES: usize = 200;
-/// Deepest file in a repository that is taken.
-const MAX_DEPTH: usize = 8;
+/// Deepest file in a repository that is taken, and that is looked for on disk.
+pub(crate) const MAX_DEPTH: usize = 8;
 /// Longest organisation or repository name that the hub gives out.
 const MAX_REPO_BYTES: usize = 96;
 
@@ -91,7 +91,8 @@ pub(crate) fn is_sha256(text: &str) -> bool {
 
 /// Takes a split GGUF name apart: `dir/m-00002-of-00003.gguf` is `("dir/m", 2, 3)`.
 ///
-/// The form is that of llama.cpp's `gguf-split` (`%s-%05d-of-%05d.gguf`).
+/// The form is that of llama.cpp's `gguf-split` (`%s-%05d-of-%05d.gguf`). The crate `files` reads it too, when it opens
+/// such a file; neither of the two depends on the other.
 pub(crate) fn split_part(name: &str) -> Option<(&str, u32, u32)> {
     let stem = name.strip_suffix(".gguf")?;
     let (rest, total) = stem.rsplit_once("-of-")?;

@@ -13,7 +13,8 @@ use std::path::{Path, PathBuf};
 const SUFFIX: &str = ".part";
 /// Characters of the digest or etag that go into the name.
 const VERSION_CHARS: usize = 12;
-const BUFFER_BYTES: usize = 256 * 1024;
+/// Bytes of a file that are read, hashed and written at once.
+pub(crate) const BUFFER_BYTES: usize = 256 * 1024;
 
 /// An open `.part` file, locked against other pulls.
 pub(crate) struct Part {

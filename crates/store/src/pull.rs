@@ -1,11 +1,13 @@
 //! A pull: from `org/repo[:file]` to files in the store.
 
 use crate::download::fetch;
-use crate::hub::Hub;
+use crate::hub::{Hub, Remote};
 use crate::names::{Spec, check_relative};
+use crate::part::is_current;
 use crate::select::choose;
 use crate::{Store, StoreError};
-use std::path::PathBuf;
+use std::fs;
+use std::path::{Path, PathBuf};
 
 /// Told how a pull goes on. `()` is one that does not care.
 pub trait Progress {
@@ -43,7 +45,8 @@ impl Store {
     /// Without a file: the GGUF model in Q4_K_M, else in Q4_0, else the only one; from a repository without GGUF files
     /// the Hugging Face directory (configuration, tokenizer, template, all safetensors files). `file` is a file name
     /// or a quantisation such as `Q8_0`; of a split GGUF all parts are fetched. Files that are here already and have
-    /// the digest that the hub states are not fetched again.
+    /// the digest that the hub states are not fetched again. Safetensors files right in a Hugging Face directory that
+    /// are not among those of the repository are deleted.
     ///
     /// # Errors
     /// [`StoreError::BadSpec`] for a malformed argument; what the hub or the network says otherwise. After
@@ -61,14 +64,56 @@ impl Store {
             })?;
         }
         let dir = self.dir().join(&spec.org).join(&spec.repo);
-        let (mut total_bytes, mut received_bytes) = (0u64, 0u64);
+        let is_directory = files.last().is_some_and(|f| f == CONFIG) && files.len() > 1;
+        let mut remotes = Vec::with_capacity(files.len());
         for name in &files {
-            let remote = hub.stat(&repo, &listing.revision, name)?;
-            received_bytes = received_bytes.saturating_add(fetch(hub, &repo, &remote, &dir.join(name), progress)?);
+            remotes.push(hub.stat(&repo, &listing.revision, name)?);
+        }
+        if is_directory {
+            unmark(&dir, &remotes)?;
+        }
+        let (mut total_bytes, mut received_bytes) = (0u64, 0u64);
+        for remote in &remotes {
+            if is_directory && remote.name == CONFIG {
+                // With these beside the new ones the directory would be read as another model.
+                remove_other_weights(&dir, &files)?;
+            }
+            received_bytes =
+                received_bytes.saturating_add(fetch(hub, &repo, remote, &dir.join(&remote.name), progress)?);
             total_bytes = total_bytes.saturating_add(remote.bytes);
         }
-        let is_directory = files.last().is_some_and(|f| f == "config.json") && files.len() > 1;
         let path = if is_directory { dir } else { dir.join(&files[0]) };
         Ok(Pulled { path, files, total_bytes, received_bytes })
     }
+}
+
+/// The file whose presence says that a directory is whole.
+const CONFIG: &str = "config.json";
+
+/// Takes the mark of a whole directory away if any of `remotes` is going to be fetched: until they all are, files of two
+/// versions may lie side by side.
+fn unmark(dir: &Path, remotes: &[Remote]) -> Result<(), StoreError> {
+    let mark = dir.join(CONFIG);
+    if !mark.exists() {
+        return Ok(());
+    }
+    // The mark itself has no digest, as a small file: that it is fetched again says nothing.
+    for remote in remotes.iter().filter(|remote| remote.name != CONFIG) {
+        if !is_current(remote, &dir.join(&remote.name))? {
+            return fs::remove_file(&mark).map_err(|e| StoreError::io("remove", &mark, e));
+        }
+    }
+    Ok(())
+}
+
+/// Deletes weights and their indexes that lie in `dir` and are not among `files`: those of an earlier version.
+fn remove_other_weights(dir: &Path, files: &[String]) -> Result<(), StoreError> {
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+        let Some(name) = entry.file_name().to_str().map(str::to_string) else { continue };
+        let is_weights = name.ends_with(".safetensors") || name.ends_with(".safetensors.index.json");
+        if is_weights && !files.contains(&name) && entry.file_type().is_ok_and(|kind| !kind.is_dir()) {
+            fs::remove_file(entry.path()).map_err(|e| StoreError::io("remove", &entry.path(), e))?;
+        }
+    }
+    Ok(())
 }

@@ -183,3 +183,13 @@ fn links_are_removed_and_not_followed() {
     assert!(outside.join("repo/m.gguf").exists() && outside.join("config.json").exists());
     assert!(!store.dir().join("org").exists());
 }
+
+#[test]
+fn removing_a_file_deletes_no_directory() {
+    let (_dir, store) = store_with(&[("org/repo/sub/m-Q4_0.gguf", 1), ("org/repo/sub/m-Q8_0.gguf", 2)]);
+    let error = store.remove("org/repo:sub").expect_err("a directory");
+    assert!(matches!(error, StoreError::NotFound { .. }), "{error}");
+    assert!(store.dir().join("org/repo/sub/m-Q8_0.gguf").exists());
+    assert_eq!(store.remove("org/repo:sub/m-Q8_0.gguf").expect("removed"), 2);
+    assert!(store.dir().join("org/repo/sub/m-Q4_0.gguf").exists());
+}

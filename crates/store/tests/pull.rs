@@ -139,6 +139,75 @@ fn a_hugging_face_directory_is_whole_when_it_has_its_config() {
 }
 
 #[test]
+fn a_directory_is_not_whole_while_it_is_fetched_anew() {
+    let hub = hub_with(&[
+        ("config.json", small(b"{}")),
+        ("tokenizer.json", small(b"{}")),
+        ("model.safetensors", lfs(b"one file of weights")),
+    ]);
+    let (_dir, store) = store();
+    let path = store.pull(&hub.client(), "org/repo", &mut ()).expect("pulled").path;
+
+    // The next version is split, and its second shard does not arrive: what is there is of two versions.
+    hub.change(|b| {
+        b.files.remove("model.safetensors");
+        b.files.insert("model-00001-of-00002.safetensors".into(), lfs(b"weights 1"));
+        let wrong = FakeFile { claimed_sha256: Some(sha256(b"")), ..lfs(b"weights 2") };
+        b.files.insert("model-00002-of-00002.safetensors".into(), wrong);
+        b.files.insert("model.safetensors.index.json".into(), small(b"{}"));
+    });
+    let error = store.pull(&hub.client(), "org/repo", &mut ()).expect_err("the second shard is wrong");
+    assert!(matches!(error, StoreError::Checksum { .. }), "{error}");
+    assert!(!path.join("config.json").exists());
+    assert!(matches!(store.resolve("org/repo"), Err(StoreError::NotFound { .. })));
+
+    // Whole again, and without the weights of the first version, which a reader would prefer.
+    hub.change(|b| _ = b.files.insert("model-00002-of-00002.safetensors".into(), lfs(b"weights 2")));
+    std::fs::write(path.join("notes.txt"), b"mine").expect("written");
+    store.pull(&hub.client(), "org/repo", &mut ()).expect("pulled");
+    assert_eq!(store.resolve("org/repo").expect("found"), path);
+    let want = [
+        "config.json",
+        "model-00001-of-00002.safetensors",
+        "model-00002-of-00002.safetensors",
+        "model.safetensors.index.json",
+        "notes.txt",
+        "tokenizer.json",
+    ];
+    assert_eq!(tree(&path), want);
+
+    // And back: the index of the split one goes too.
+    hub.change(|b| {
+        b.files.retain(|name, _| !name.starts_with("model"));
+        b.files.insert("model.safetensors".into(), lfs(b"one file of weights"));
+    });
+    store.pull(&hub.client(), "org/repo", &mut ()).expect("pulled");
+    assert_eq!(tree(&path), ["config.json", "model.safetensors", "notes.txt", "tokenizer.json"]);
+}
+
+#[test]
+fn a_hub_that_is_out_of_order_leaves_a_directory_whole() {
+    let hub = hub_with(&[("config.json", small(b"{}")), ("model.safetensors", lfs(b"weights"))]);
+    let (_dir, store) = store();
+    let path = store.pull(&hub.client(), "org/repo", &mut ()).expect("pulled").path;
+    hub.change(|b| b.unavailable = usize::MAX);
+    store.pull(&hub.client(), "org/repo", &mut ()).expect_err("not reached");
+    assert_eq!(store.resolve("org/repo").expect("found"), path);
+}
+
+#[test]
+fn a_hub_that_names_no_commit_is_refused() {
+    let (_dir, store) = store();
+    let hub = hub_with(&[("m.gguf", lfs(b"body"))]);
+    for sha in ["null", "\"main\"", "\"../../x\"", "7"] {
+        hub.change(|b| b.listing = Some(format!(r#"{{"sha":{sha},"siblings":[{{"rfilename":"m.gguf"}}]}}"#)));
+        let error = store.pull(&hub.client(), "org/repo", &mut ()).expect_err("refused");
+        assert!(matches!(error, StoreError::BadAnswer { .. }), "{sha}: {error}");
+    }
+    assert!(tree(store.dir()).is_empty());
+}
+
+#[test]
 fn all_parts_of_a_split_model_are_pulled() {
     let hub = hub_with(&[
         ("Q8_0/m-Q8_0-00001-of-00002.gguf", lfs(b"first")),

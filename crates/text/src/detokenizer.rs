@@ -1,5 +1,7 @@
 //! Ids to text, one at a time.
 
+use std::borrow::Borrow;
+
 use crate::Tokenizer;
 
 /// Turns a stream of ids into text that is valid at every step.
@@ -7,9 +9,11 @@ use crate::Tokenizer;
 /// A token may end within a character: its bytes are held until the character is whole, or until what follows shows
 /// that it never will be, which prints U+FFFD. All that [`Detokenizer::push`] and [`Detokenizer::finish`] return,
 /// joined, is what [`Tokenizer::decode`] gives for the same ids.
+///
+/// `T` is `&Tokenizer`, or an `Arc` of one where the stream outlives the borrow.
 #[derive(Debug, Clone)]
-pub struct Detokenizer<'t> {
-    tokenizer: &'t Tokenizer,
+pub struct Detokenizer<T> {
+    tokenizer: T,
     /// Bytes not yet printed: less than a character, between calls.
     held: Vec<u8>,
     /// Whether the next byte, if a space, is one that encoding would put there.
@@ -17,10 +21,11 @@ pub struct Detokenizer<'t> {
     shows_special: bool,
 }
 
-impl<'t> Detokenizer<'t> {
+impl<T: Borrow<Tokenizer>> Detokenizer<T> {
     /// A stream that begins a text: the space that SentencePiece puts before a text is left out again.
-    pub fn new(tokenizer: &'t Tokenizer) -> Self {
-        Self { tokenizer, held: Vec::new(), strip: tokenizer.strips_space(), shows_special: false }
+    pub fn new(tokenizer: T) -> Self {
+        let strip = tokenizer.borrow().strips_space();
+        Self { tokenizer, held: Vec::new(), strip, shows_special: false }
     }
 
     /// Makes this a stream that goes on from text printed elsewhere, such as a prompt to be completed: no space is
@@ -40,10 +45,10 @@ impl<'t> Detokenizer<'t> {
 
     /// Takes the next id and returns the text that is now certain. An id beyond the vocabulary prints nothing.
     pub fn push(&mut self, id: u32) -> String {
-        if !self.shows_special && self.tokenizer.is_special(id) {
+        if !self.shows_special && self.tokenizer.borrow().is_special(id) {
             return String::new();
         }
-        self.tokenizer.push_bytes(id, &mut self.held);
+        self.tokenizer.borrow().push_bytes(id, &mut self.held);
         if self.strip && !self.held.is_empty() {
             self.strip = false;
             if self.held[0] == b' ' {
@@ -54,8 +59,8 @@ impl<'t> Detokenizer<'t> {
     }
 
     /// Ends the stream: a character that is still incomplete becomes U+FFFD.
-    pub fn finish(self) -> String {
-        String::from_utf8_lossy(&self.held).into_owned()
+    pub fn finish(&mut self) -> String {
+        String::from_utf8_lossy(&std::mem::take(&mut self.held)).into_owned()
     }
 
     fn take_certain(&mut self) -> String {

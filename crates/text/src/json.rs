@@ -2,14 +2,13 @@
 //!
 //! The crate encodes; decoding goes through [`Pieces`], which streams.
 
-use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::OnceLock;
 
 use serde_json::Value;
-use serde_json::value::RawValue;
 use tokenizers::Tokenizer as Inner;
 
+use crate::components::{Checked, check, shown};
 use crate::pieces::{Alphabet, Pieces, byte_of_name};
 use crate::special::Finder;
 use crate::tokenizer::Roles;
@@ -28,8 +27,11 @@ pub struct JsonConfig {
     pub eos: Option<String>,
     /// Unknown (`unk_token`).
     pub unk: Option<String>,
-    /// Whether a prompt begins with the begin token (`add_bos_token`).
-    pub add_bos: bool,
+    /// Whether a prompt begins with the begin token (`add_bos_token`). `None`: where the post-processor of
+    /// `tokenizer.json` puts that token, and where it leaves that open, as [`JsonConfig::usually_begins`] says.
+    pub add_bos: Option<bool>,
+    /// Whether tokenizers of this class (`tokenizer_class`) begin a prompt with the begin token, if no file says.
+    pub usually_begins: bool,
     /// Whether a text ends with the end token (`add_eos_token`).
     pub add_eos: bool,
 }
@@ -54,12 +56,12 @@ pub(crate) struct Loaded {
 }
 
 pub(crate) fn load(json: &[u8], config: &JsonConfig) -> Result<Loaded, TextError> {
-    let json = checked(json)?;
-    let mut inner = caught(|| Inner::from_bytes(&json).map_err(|e| TextError::Json { what: e.to_string() }))?;
+    let Checked { json, begin } = check(json)?;
+    let mut inner = caught(|| Inner::from_bytes(&json).map_err(unreadable))?;
     // Limits for training batches, which some files carry, would cut or pad prompts.
-    inner.with_truncation(None).map_err(|e| TextError::Json { what: e.to_string() })?;
+    inner.with_truncation(None).map_err(unreadable)?;
     inner.with_padding(None);
-    let decoder = serde_json::to_value(inner.get_decoder()).map_err(|e| TextError::Json { what: e.to_string() })?;
+    let decoder = serde_json::to_value(inner.get_decoder()).map_err(unreadable)?;
     let (alphabet, strips_space) = read_decoder(&decoder)?;
     let pieces = read_pieces(&inner, alphabet)?;
     let id = |field: &str, name: &Option<String>| match name {
@@ -67,14 +69,18 @@ pub(crate) fn load(json: &[u8], config: &JsonConfig) -> Result<Loaded, TextError
         Some(name) => pieces
             .id(name)
             .map(Some)
-            .ok_or_else(|| TextError::Json { what: format!("{field} `{name}` is not in the vocabulary") }),
+            .ok_or_else(|| TextError::Json { what: format!("{field} `{}` is not in the vocabulary", shown(name)) }),
+    };
+    let begins = || match &begin {
+        Some(token) => token.is_some() && *token == config.bos,
+        None => config.usually_begins && config.bos.is_some(),
     };
     let roles = Roles {
         bos: id("bos_token", &config.bos)?,
         eos: id("eos_token", &config.eos)?,
         eot: None,
         unk: id("unk_token", &config.unk)?,
-        add_bos: config.add_bos,
+        add_bos: config.add_bos.unwrap_or_else(begins),
         add_eos: config.add_eos,
     };
     let marks = Finder::new(&pieces, TokenType::is_special)?;
@@ -82,56 +88,12 @@ pub(crate) fn load(json: &[u8], config: &JsonConfig) -> Result<Loaded, TextError
     Ok(Loaded { pieces, method, strips_space, roles })
 }
 
-/// Components that may stand in a file, besides the model. Not among them: `Precompiled`, which allocates what four
-/// bytes of the file say, and `FixedLength`, which fails at length 0.
-const COMPONENTS: [&str; 21] = [
-    "Sequence",
-    "NFC",
-    "NFD",
-    "NFKC",
-    "NFKD",
-    "Lowercase",
-    "Prepend",
-    "Replace",
-    "Strip",
-    "StripAccents",
-    "BertNormalizer",
-    "ByteLevel",
-    "Metaspace",
-    "Split",
-    "Digits",
-    "Punctuation",
-    "Whitespace",
-    "WhitespaceSplit",
-    "BertPreTokenizer",
-    "CharDelimiterSplit",
-    "UnicodeScripts",
-];
-
-/// The file anew, with the normalizer and the pre-tokenizer as they were checked: a file could name a key twice.
-fn checked(json: &[u8]) -> Result<Vec<u8>, TextError> {
-    let unreadable = |e: serde_json::Error| TextError::Json { what: e.to_string() };
-    let mut fields: BTreeMap<String, Box<RawValue>> = serde_json::from_slice(json).map_err(unreadable)?;
-    for (name, list) in [("normalizer", "normalizers"), ("pre_tokenizer", "pretokenizers")] {
-        if let Some(raw) = fields.get_mut(name) {
-            let component: Value = serde_json::from_str(raw.get()).map_err(unreadable)?;
-            check_component(name, list, &component)?;
-            *raw = serde_json::value::to_raw_value(&component).map_err(unreadable)?;
-        }
-    }
-    serde_json::to_vec(&fields).map_err(unreadable)
-}
-
-/// Recursion is as deep as the JSON, which its reader bounds.
-fn check_component(name: &str, list: &str, component: &Value) -> Result<(), TextError> {
-    if component.is_null() {
-        return Ok(());
-    }
-    let kind = component["type"].as_str().unwrap_or("without a type");
-    if !COMPONENTS.contains(&kind) {
-        return Err(TextError::Unsupported { component: format!("{name} {kind}") });
-    }
-    component[list].as_array().into_iter().flatten().try_for_each(|part| check_component(name, list, part))
+/// What a reader of JSON says about a file, which may quote it at any length.
+pub(crate) fn unreadable(error: impl std::fmt::Display) -> TextError {
+    const LIMIT: usize = 200;
+    let what = error.to_string();
+    let cut = what.char_indices().nth(LIMIT).map(|(end, _)| format!("{}...", &what[..end]));
+    TextError::Json { what: cut.unwrap_or(what) }
 }
 
 /// Runs a call into the crate, which panics on some files that it should refuse (0.22: `decoders/mod.rs`, a component
@@ -140,13 +102,13 @@ fn caught<T>(call: impl FnOnce() -> Result<T, TextError>) -> Result<T, TextError
     catch_unwind(AssertUnwindSafe(call)).unwrap_or_else(|cause| {
         let message =
             cause.downcast_ref::<String>().map(String::as_str).or_else(|| cause.downcast_ref::<&str>().copied());
-        Err(TextError::Json { what: format!("a component failed: {}", message.unwrap_or("no reason given")) })
+        Err(unreadable(format!("a component failed: {}", message.unwrap_or("no reason given"))))
     })
 }
 
 /// What the decoder says about the tokens: their alphabet, and whether text begins with a space that is not its own.
 fn read_decoder(decoder: &Value) -> Result<(Alphabet, bool), TextError> {
-    let unsupported = |what: &str| TextError::Unsupported { component: format!("decoder {what}") };
+    let unsupported = |what: &str| TextError::Unsupported { component: format!("decoder {}", shown(what)) };
     let kind = |d: &Value| d["type"].as_str().unwrap_or("none").to_string();
     match kind(decoder).as_str() {
         "ByteLevel" => Ok((Alphabet::ByteLevel, false)),
@@ -211,7 +173,7 @@ impl HuggingFace {
                 plain
             })
         };
-        let encode = || inner.encode_fast(text, false).map_err(|e| TextError::Json { what: e.to_string() });
+        let encode = || inner.encode_fast(text, false).map_err(unreadable);
         let encoding = caught(encode)?;
         ids.extend_from_slice(encoding.get_ids());
         Ok(())

@@ -52,6 +52,7 @@
 
 mod bpe;
 mod bytelevel;
+mod components;
 mod detokenizer;
 mod error;
 mod json;

@@ -36,6 +36,9 @@ struct Scheme {
     passes: &'static [Pass],
     /// Whether a word that is a token is taken whole, whatever the merges say (`ignore_merges` of `tokenizer.json`).
     ignore_merges: bool,
+    /// Whether a text begins with the begin token where the file does not say (`add_bos` in llama.cpp's
+    /// `llama_vocab::impl::load`).
+    add_bos: bool,
 }
 
 const GPT2: Pass = words(r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+");
@@ -48,14 +51,21 @@ const SCHEMES: &[Scheme] = &[
         names: &["llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2"],
         passes: &[LLAMA3],
         ignore_merges: true,
+        add_bos: true,
     },
-    Scheme { names: &["dbrx", "smaug-bpe", "glm4", "chatglm-bpe"], passes: &[LLAMA3], ignore_merges: false },
+    Scheme {
+        names: &["dbrx", "smaug-bpe", "glm4", "chatglm-bpe"],
+        passes: &[LLAMA3],
+        ignore_merges: false,
+        add_bos: false,
+    },
     Scheme {
         names: &["qwen2", "deepseek-r1-qwen", "stablelm2", "hunyuan", "megrez", "grok-2", "solar-open"],
         passes: &[words(
             r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+",
         )],
         ignore_merges: false,
+        add_bos: false,
     },
     Scheme {
         names: &["qwen35"],
@@ -64,26 +74,31 @@ const SCHEMES: &[Scheme] = &[
             r" ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+"
         ))],
         ignore_merges: false,
+        add_bos: false,
     },
     Scheme {
         names: &["smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"],
         passes: &[plain(r"\p{N}"), GPT2],
         ignore_merges: false,
+        add_bos: false,
     },
     Scheme {
         names: &["gpt-2", "phi-2", "mpt", "olmo", "jais", "trillion", "granite-docling", "exaone4", "gigachat"],
         passes: &[GPT2],
         ignore_merges: false,
+        add_bos: false,
     },
     Scheme {
         names: &["default"],
         passes: &[plain(r"[\p{P}\$\+<=>\^~\|]+"), GPT2, plain(r"\p{N}+"), plain("[0-9][0-9][0-9]")],
         ignore_merges: false,
+        add_bos: false,
     },
     Scheme {
         names: &["falcon"],
         passes: &[plain(r"[\p{P}\$\+<=>\^~\|`]+"), GPT2, plain("[0-9][0-9][0-9]")],
         ignore_merges: false,
+        add_bos: false,
     },
     Scheme {
         names: &["deepseek-llm"],
@@ -104,6 +119,7 @@ const SCHEMES: &[Scheme] = &[
             plain(r"\p{N}+"),
         ],
         ignore_merges: false,
+        add_bos: false,
     },
     Scheme {
         names: &["deepseek-coder"],
@@ -115,6 +131,7 @@ const SCHEMES: &[Scheme] = &[
             plain(r"\p{N}"),
         ],
         ignore_merges: false,
+        add_bos: false,
     },
     Scheme {
         names: &["deepseek-v3", "hunyuan-dense", "joyai-llm"],
@@ -127,6 +144,7 @@ const SCHEMES: &[Scheme] = &[
             )),
         ],
         ignore_merges: false,
+        add_bos: false,
     },
     Scheme {
         names: &["tekken"],
@@ -136,6 +154,7 @@ const SCHEMES: &[Scheme] = &[
             r"\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+"
         ))],
         ignore_merges: true,
+        add_bos: true,
     },
     Scheme {
         names: &["gpt-4o", "llama4", "minimax-m2"],
@@ -145,6 +164,7 @@ const SCHEMES: &[Scheme] = &[
             r"\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+"
         ))],
         ignore_merges: false,
+        add_bos: false,
     },
     Scheme {
         names: &["seed-coder"],
@@ -152,11 +172,17 @@ const SCHEMES: &[Scheme] = &[
             r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}\r\n]+|\s*[\r\n]+",
         )],
         ignore_merges: false,
+        add_bos: false,
     },
 ];
 
 /// The pattern that stands for `\s+(?!\S)|\s+`, second in the expression of its pass.
 const WHITE_SPACE: PatternID = PatternID::new_unchecked(1);
+
+/// Whether a text begins with the begin token where the file of a vocabulary with the split `pre` does not say.
+pub(crate) fn begins(pre: &str) -> bool {
+    SCHEMES.iter().any(|scheme| scheme.add_bos && scheme.names.contains(&pre))
+}
 
 /// A compiled split.
 #[derive(Debug)]
@@ -248,6 +274,16 @@ mod tests {
         for (pre, text, words) in cases {
             assert_eq!(words_of(pre, text), *words, "{pre} {text:?}");
         }
+    }
+
+    #[test]
+    fn texts_begin_as_in_llama_cpp() {
+        let begin =
+            ["llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2", "tekken"];
+        for name in SCHEMES.iter().flat_map(|scheme| scheme.names) {
+            assert_eq!(begins(name), begin.contains(name), "{name}");
+        }
+        assert!(!begins("klingon"));
     }
 
     #[test]

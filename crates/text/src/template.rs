@@ -5,9 +5,15 @@
 
 mod clock;
 mod compile;
+mod filters;
 mod functions;
 mod guard;
 mod json;
+mod meter;
+mod methods;
+mod predicates;
+mod sorted;
+mod text;
 
 use minijinja::machinery::{eval, make_string_output};
 use minijinja::syntax::SyntaxConfig;
@@ -50,7 +56,8 @@ pub struct Chat<'a> {
     pub bos_token: &'a str,
     /// Name of the end token.
     pub eos_token: &'a str,
-    /// Further variables (`enable_thinking`, `documents`, ...).
+    /// Further variables (`enable_thinking`, `documents`, ...). A name that is none, or that begins with `__`, is an
+    /// error.
     pub extra: Map<String, Value>,
     /// What `strftime_now` takes for the time, in seconds since 1970 plus the offset of the time zone. `None`: the
     /// system's clock, in UTC.
@@ -60,9 +67,10 @@ pub struct Chat<'a> {
 /// A chat template, compiled.
 ///
 /// A template comes with a model and is not trusted: it sees nothing but the [`Chat`], and steps, text, lists and output
-/// are bounded. What the engine charges nothing for is charged for by instructions that are put into the template
-/// (`template/compile.rs`). In return, `*` and `**` before an argument, lists and maps as keys, namespaces within other
-/// values, and templates of more than one file are refused.
+/// are bounded. It can do what is listed and nothing else: instructions in `template/compile.rs`, filters, tests,
+/// functions and methods in the files beside it, each of which charges for its work. What is not listed is an error
+/// that names it; among that are `*` and `**` before an argument, lists and maps as keys, namespaces and macros within
+/// other values, `autoescape`, and templates of more than one file.
 #[derive(Debug)]
 pub struct ChatTemplate {
     environment: Environment<'static>,
@@ -77,13 +85,13 @@ impl ChatTemplate {
     /// [`TextError::Template`] with the line, if it does not parse.
     pub fn new(source: &str) -> Result<Self, TextError> {
         let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build().map_err(describe)?;
-        let mut environment = Environment::new();
+        // Without the engine's filters, tests and functions.
+        let mut environment = Environment::empty();
         environment.set_auto_escape_callback(|_| AutoEscape::None);
         environment.set_recursion_limit(RECURSION);
+        // In debug builds the engine would keep and describe values for its errors.
+        environment.set_debug(false);
         functions::add_to(&mut environment);
-        environment.add_filter("tojson", json::tojson);
-        environment.add_test("iterable", is_iterable);
-        environment.add_function("raise_exception", raise_exception);
         let compile = || {
             let source = compile::prepared(&without_generation(source), &syntax).map_err(describe)?;
             compile::compile(NAME, &source, &syntax).map_err(describe)?;
@@ -112,6 +120,10 @@ impl ChatTemplate {
     }
 
     fn render_here(&self, chat: &Chat<'_>) -> Result<String, TextError> {
+        if let Some(name) = chat.extra.keys().find(|name| !is_variable(name)) {
+            let name: String = name.chars().take(64).collect();
+            return Err(TextError::Template { line: 0, message: format!("{name:?} is no name of a variable") });
+        }
         let lists = chat.messages.iter().chain(chat.tools.unwrap_or_default()).chain(chat.extra.values());
         let bytes: u64 = lists.map(weight).sum();
         let fuel = FUEL.saturating_add(bytes / BYTES_PER_FUEL);
@@ -177,7 +189,6 @@ pub fn flatten_content(messages: &[Value]) -> Result<Vec<Value>, TextError> {
 
 fn variables(chat: &Chat<'_>) -> Jinja {
     let now_s = chat.now_s.unwrap_or_else(clock::now_s);
-    let strftime_now = move |format: &str| clock::strftime(format, now_s);
     let given = [
         ("messages", Jinja::from(Serde(chat.messages))),
         ("tools", Jinja::from(Serde(chat.tools))),
@@ -185,7 +196,7 @@ fn variables(chat: &Chat<'_>) -> Jinja {
         ("add_generation_prompt", chat.add_generation_prompt.into()),
         ("bos_token", chat.bos_token.into()),
         ("eos_token", chat.eos_token.into()),
-        ("strftime_now", Jinja::from_function(strftime_now)),
+        ("strftime_now", functions::strftime_now(now_s)),
     ];
     let extra = chat.extra.iter().map(|(name, value)| (name.as_str(), Jinja::from(Serde(value))));
     Jinja::from_pairs(given.into_iter().chain(extra))
@@ -196,14 +207,10 @@ fn variables(chat: &Chat<'_>) -> Jinja {
 #[error("{0}")]
 struct Raised(String);
 
-/// Python's answer: the engine's own counts `none` in, which templates test `tools` for.
-fn is_iterable(value: &Jinja) -> bool {
-    use minijinja::value::ValueKind::{Iterable, Map, Seq, String, Undefined};
-    matches!(value.kind(), Iterable | Map | Seq | String | Undefined)
-}
-
-fn raise_exception(message: String) -> Result<Jinja, minijinja::Error> {
-    Err(minijinja::Error::new(ErrorKind::InvalidOperation, "raised").with_source(Raised(message)))
+/// Whether a template could name a variable so, and not one of those that its guards go by.
+fn is_variable(name: &str) -> bool {
+    let plain = name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
+    plain && !name.is_empty() && !name.starts_with("__") && !name.starts_with(|c: char| c.is_ascii_digit())
 }
 
 fn describe(error: minijinja::Error) -> TextError {

@@ -1,6 +1,8 @@
 //! A vocabulary as plain data, with the field meanings of `tokenizer.ggml.*`
 //! (<https://github.com/ggml-org/ggml/blob/master/docs/gguf.md>, "Tokenizer").
 
+use crate::pretokenize;
+
 /// What a token is for (`tokenizer.ggml.token_type`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum TokenType {
@@ -85,21 +87,25 @@ pub struct Vocab<'a> {
     pub eot: Option<u32>,
     /// Unknown.
     pub unk: Option<u32>,
-    /// Whether a prompt begins with [`Vocab::bos`] (`tokenizer.ggml.add_bos_token`).
+    /// Whether a prompt begins with [`Vocab::bos`] (`tokenizer.ggml.add_bos_token`). Where a file does not say, it is
+    /// so for SentencePiece and for some splits of byte-level BPE.
     pub add_bos: bool,
     /// Whether a prompt ends with [`Vocab::eos`] (`tokenizer.ggml.add_eos_token`).
     pub add_eos: bool,
 }
 
 impl<'a> Vocab<'a> {
-    /// A byte-level BPE vocabulary without special ids.
+    /// A byte-level BPE vocabulary without special ids. Prompts begin as is usual for the split `pre`.
     pub fn bpe(pre: impl Into<String>, tokens: Vec<&'a str>, merges: Vec<&'a str>) -> Self {
-        Self::new(VocabModel::Bpe { pre: pre.into(), merges }, tokens, false)
+        let pre = pre.into();
+        let add_bos = pretokenize::begins(&pre);
+        Self { add_bos, ..Self::new(VocabModel::Bpe { pre, merges }, tokens, false) }
     }
 
-    /// A SentencePiece vocabulary without special ids. The space prefix is on, as the format's default is for it.
+    /// A SentencePiece vocabulary without special ids. The space prefix and the begin token are on, as the format's
+    /// defaults are for it.
     pub fn spm(tokens: Vec<&'a str>, scores: Vec<f32>) -> Self {
-        Self::new(VocabModel::Spm { scores }, tokens, true)
+        Self { add_bos: true, ..Self::new(VocabModel::Spm { scores }, tokens, true) }
     }
 
     fn new(model: VocabModel<'a>, tokens: Vec<&'a str>, add_space_prefix: bool) -> Self {

@@ -191,3 +191,53 @@ fn json_that_cannot_be_used_says_why() {
     let error = Tokenizer::from_json(file(byte_level, json!({"a": 0})).as_bytes(), &config).unwrap_err();
     assert!(error.to_string().contains("eos_token `</s>`"), "{error}");
 }
+
+#[test]
+fn a_prompt_begins_as_the_files_say() {
+    let load = |post: Value, add_bos: Option<bool>, usually_begins: bool, bos: Option<&str>| {
+        let file = json!({"version": "1.0", "added_tokens": [added(1, "<s>", true), added(2, "</s>", true)],
+            "post_processor": post, "decoder": {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false,
+            "use_regex": true}, "model": {"type": "BPE", "vocab": {"a": 0, "<s>": 1, "</s>": 2}, "merges": []}});
+        let config = JsonConfig { bos: bos.map(Into::into), add_bos, usually_begins, ..JsonConfig::default() };
+        Tokenizer::from_json(file.to_string().as_bytes(), &config).unwrap().add_bos()
+    };
+    let template = |token: &str| {
+        json!({"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": token, "type_id": 0}},
+            {"Sequence": {"id": "A", "type_id": 0}}], "pair": [{"Sequence": {"id": "A", "type_id": 0}},
+            {"Sequence": {"id": "B", "type_id": 1}}], "special_tokens": {token: {"id": token, "ids": [1],
+            "tokens": [token]}}})
+    };
+    let plain = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false, "use_regex": true});
+    let cases = [
+        (template("<s>"), None, false, Some("<s>"), true),
+        (template("<s>"), Some(false), true, Some("<s>"), false),
+        (template("</s>"), None, true, Some("<s>"), false),
+        (template("<s>"), None, true, None, false),
+        (plain.clone(), None, true, Some("<s>"), true),
+        (plain.clone(), None, false, Some("<s>"), false),
+        (plain, Some(true), false, Some("<s>"), true),
+        (Value::Null, None, true, Some("<s>"), true),
+        (Value::Null, None, true, None, false),
+    ];
+    for (post, add_bos, usually, bos, want) in cases {
+        assert_eq!(load(post.clone(), add_bos, usually, bos), want, "{post} {add_bos:?} {usually} {bos:?}");
+    }
+}
+
+#[test]
+fn messages_quote_little_of_a_file() {
+    let long = "x".repeat(1 << 20);
+    let config = JsonConfig { bos: Some(long.clone()), ..JsonConfig::default() };
+    let file = |more: &str| {
+        format!(
+            r#"{{"version": "1.0", {more} "added_tokens": [], "decoder": {{"type": "ByteLevel",
+            "add_prefix_space": false, "trim_offsets": false, "use_regex": true}},
+            "model": {{"type": "BPE", "vocab": {{"a": 0}}, "merges": []}}}}"#
+        )
+    };
+    let normalizer = file(&format!(r#""normalizer": {{"type": "{long}"}},"#));
+    for json in [file(""), normalizer, format!("\"{long}\""), format!(r#"{{"version": "{long}"}}"#)] {
+        let error = Tokenizer::from_json(json.as_bytes(), &config).unwrap_err().to_string();
+        assert!(error.len() < 400, "{error:.500}");
+    }
+}

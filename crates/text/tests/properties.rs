@@ -173,6 +173,16 @@ fn a_word_that_is_a_token_is_taken_whole_where_merges_are_ignored() {
 }
 
 #[test]
+fn a_prompt_begins_as_is_usual_for_the_format() {
+    let bpe = |pre: &str| Vocab::bpe(pre, vec!["a"], Vec::new()).add_bos;
+    let cases = [("llama-bpe", true), ("tekken", true), ("qwen2", false), ("gpt-2", false), ("default", false)];
+    for (pre, want) in cases {
+        assert_eq!(bpe(pre), want, "{pre}");
+    }
+    assert!(Vocab::spm(vec!["a"], vec![0.0]).add_bos);
+}
+
+#[test]
 fn vocabularies_that_cannot_be_used_say_why() {
     let bpe = |tokens: &[&'static str], merges: &[&'static str]| Vocab::bpe("gpt-2", tokens.to_vec(), merges.to_vec());
     let cases: [(Vocab<'_>, &str); 9] = [

@@ -92,13 +92,15 @@ impl ArrayParser<'_> {
     }
 
     fn strings(&self, cursor: &mut Cursor, count: u64) -> Result<Array, Problem> {
-        let limit = cursor.remaining() / StrArray::PREFIX_BYTES as u64;
+        // As many as fit the file, and as 32-bit positions reach.
+        let limit = cursor.remaining().min(u32::MAX.into()) / StrArray::PREFIX_BYTES as u64;
         if count > limit {
             return Err(Problem::Count { what: "strings in an array", count, limit });
         }
         let start = cursor.at();
-        // Four bytes for each of at least eight in the file.
-        let mut ends = Vec::with_capacity(count as usize);
+        // Four bytes for each of at least eight in the file, and no more ahead of what has been read than this.
+        const MOST_AHEAD: u64 = 1 << 16;
+        let mut ends = Vec::with_capacity(count.min(MOST_AHEAD) as usize);
         for _ in 0..count {
             let len = cursor.u64("a string length in an array")?;
             cursor.take(len, "a string in an array")?;

@@ -138,7 +138,7 @@ impl HfConfig {
 }
 
 fn read(json: &str) -> Result<HfConfig, Problem> {
-    let value: Value = serde_json::from_str(json).map_err(|err| Problem::Json(err.to_string()))?;
+    let value: Value = serde_json::from_str(json).map_err(Problem::json)?;
     let top = Fields::root(&value)?;
     let nested = top.object("text_config")?;
     let dtype = match top.str("dtype")? {

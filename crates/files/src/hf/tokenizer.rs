@@ -66,8 +66,7 @@ impl TokenizerConfig {
     /// # Errors
     /// Where it is not JSON, or one of the fields of this type has another form.
     pub fn parse(json: &str, name: &str) -> Result<TokenizerConfig, FileError> {
-        let raw: Raw =
-            serde_json::from_str(json).map_err(|err| FileError::new(name, Problem::Json(err.to_string())))?;
+        let raw: Raw = serde_json::from_str(json).map_err(|err| FileError::new(name, Problem::json(err)))?;
         let text = |token: Option<Token>| token.map(|(Token::Text(text) | Token::Object { content: text })| text);
         Ok(TokenizerConfig {
             tokenizer_class: raw.tokenizer_class,
@@ -115,7 +114,7 @@ impl GenerationConfig {
     /// Where it is not a JSON object, or a field has another type than it should.
     pub fn parse(json: &str, name: &str) -> Result<GenerationConfig, FileError> {
         let read = || {
-            let value: Value = serde_json::from_str(json).map_err(|err| Problem::Json(err.to_string()))?;
+            let value: Value = serde_json::from_str(json).map_err(Problem::json)?;
             let fields = Fields::root(&value)?;
             Ok(GenerationConfig {
                 eos_token_ids: fields.token_ids("eos_token_id")?.unwrap_or_default(),

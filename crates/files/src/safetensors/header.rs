@@ -49,7 +49,7 @@ pub(super) fn tensors(file: &Bytes) -> Result<Vec<TensorInfo>, Problem> {
         .get(LEN_BYTES as usize..data_start as usize)
         .ok_or_else(|| truncated("the header", LEN_BYTES, data_start))?;
     let header = std::str::from_utf8(header).map_err(|_| Problem::Utf8 { what: "the header", offset: LEN_BYTES })?;
-    let header: Header = serde_json::from_str(header).map_err(|err| Problem::Json(err.to_string()))?;
+    let header: Header = serde_json::from_str(header).map_err(Problem::json)?;
     let mut entries = header.0;
     entries.sort_by_key(|entry| entry.raw.data_offsets);
 

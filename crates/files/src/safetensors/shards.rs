@@ -35,7 +35,7 @@ pub(super) struct Index {
 
 impl Index {
     pub(super) fn parse(json: &str) -> Result<Index, Problem> {
-        let index: Index = serde_json::from_str(json).map_err(|err| Problem::Json(err.to_string()))?;
+        let index: Index = serde_json::from_str(json).map_err(Problem::json)?;
         match index.weight_map.values().find(|shard| !is_plain_name(shard)) {
             Some(shard) => Err(Problem::ShardName { shard: shown(shard) }),
             None => Ok(index),

@@ -1,138 +1,100 @@
-//! Functions, tests and methods of the engine that charge for what they walk or make.
+//! What a template can call. There is nothing of the engine's here but what is listed, and each charges for itself.
 
-use std::sync::Arc;
+use std::fmt::Write;
 
-use minijinja::value::{Object, ObjectRepr, ValueKind};
-use minijinja::{Environment, Error, ErrorKind, State, Value as Jinja, escape_formatter, filters, functions};
-use minijinja_contrib::pycompat::unknown_method_callback;
+use minijinja::value::{Kwargs, Rest, ValueOrKwargs, from_args};
+use minijinja::{Environment, Error, ErrorKind, State, Value as Jinja, escape_formatter, functions};
 
-use super::compile::UNIT;
-use super::guard::{Guard, Meter, no_namespace};
+use super::compile::{MAX_NAMES, UNIT};
+use super::guard::Guard;
+use super::meter::{Meter, is_map, plain};
+use super::{Raised, clock, filters, methods, predicates};
 
-/// The most digits in a row in what `str.format` is called on, where they are widths.
-const WIDTH_DIGITS: usize = 3;
+/// The longest `range`, which is that of Jinja's sandbox.
+const MAX_RANGE: usize = 100_000;
 
-/// Adds the guards, and what must charge for itself because the engine calls it by name.
+/// The most bytes that two bytes of a date's format become (`%B`: September).
+const DATE_GROWTH: usize = 8;
+
+/// Fills an empty environment.
 pub(super) fn add_to(environment: &mut Environment<'_>) {
     for guard in Guard::ALL {
         environment.add_global(guard.name(), Jinja::from_object(guard));
     }
     environment.add_global(UNIT, 1);
-    environment.remove_global("debug");
-    for (name, function) in
-        [("namespace", Jinja::from_function(functions::namespace)), ("dict", Jinja::from_function(functions::dict))]
-    {
-        environment.add_global(name, Jinja::from_object(Maker(function)));
-    }
-    environment.set_unknown_method_callback(method);
+    environment.add_function(methods::METHOD, methods::call);
+    environment.add_function("range", range);
+    environment.add_function("namespace", namespace);
+    environment.add_function("dict", dict);
+    environment.add_function("raise_exception", raise_exception);
+    filters::add_to(environment);
+    predicates::add_to(environment);
     environment.set_formatter(|output, state, value| {
-        let mut meter = Meter::new(state);
-        if value.as_object().is_some() {
-            meter.walk(value)?;
-        }
-        meter.settle(state)?;
+        Meter::charge(state, |meter| if value.as_object().is_some() { meter.walk(value) } else { Ok(()) })?;
         escape_formatter(output, state, value)
     });
-    environment.add_filter("split", split);
-    environment.remove_filter("lines");
-    add_comparisons(environment);
 }
 
-/// The tests that compare; the operators have guards.
-fn add_comparisons(environment: &mut Environment<'_>) {
-    type Compare = fn(&Jinja, &Jinja) -> bool;
-    let tests: [(&[&str], Compare); 6] = [
-        (&["eq", "equalto", "=="], |a, b| a == b),
-        (&["ne", "!="], |a, b| a != b),
-        (&["lt", "lessthan", "<"], |a, b| a < b),
-        (&["le", "<="], |a, b| a <= b),
-        (&["gt", "greaterthan", ">"], |a, b| a > b),
-        (&["ge", ">="], |a, b| a >= b),
-    ];
-    for (names, compare) in tests {
-        for &name in names {
-            environment.add_test(name, move |state: &State<'_, '_>, a: &Jinja, b: &Jinja| -> Result<bool, Error> {
-                let mut meter = Meter::new(state);
-                meter.walk(a)?;
-                meter.walk(b)?;
-                meter.settle(state)?;
-                Ok(compare(a, b))
-            });
-        }
+/// `range(stop)`, `range(start, stop)`, `range(start, stop, step)`, as a list.
+fn range(state: &State<'_, '_>, first: i64, second: Option<i64>, step: Option<i64>) -> Result<Jinja, Error> {
+    let (start, stop) = second.map_or((0, first), |stop| (first, stop));
+    let step = step.unwrap_or(1);
+    if step == 0 {
+        return Err(Error::new(ErrorKind::InvalidOperation, "range: a step of 0"));
     }
-    environment.add_test("in", |state: &State<'_, '_>, value: &Jinja, container: &Jinja| -> Result<bool, Error> {
-        let mut meter = Meter::new(state);
-        meter.search(value, container)?;
-        meter.settle(state)?;
-        minijinja::tests::is_in(state, value, container)
-    });
+    let span = if step > 0 { i128::from(stop) - i128::from(start) } else { i128::from(start) - i128::from(stop) };
+    let count = (span.max(0) as u128).div_ceil(u128::from(step.unsigned_abs()));
+    let count = usize::try_from(count).unwrap_or(usize::MAX);
+    if count > MAX_RANGE {
+        return Err(Error::new(ErrorKind::InvalidOperation, format!("range: more than {MAX_RANGE} numbers")));
+    }
+    Meter::charge(state, |meter| meter.make(count, 0))?;
+    let number = |index: usize| Jinja::from(i128::from(start) + index as i128 * i128::from(step));
+    Ok(Jinja::from((0..count).map(number).collect::<Vec<_>>()))
 }
 
-/// A function that makes a map of its arguments: none may be a namespace.
-#[derive(Debug)]
-struct Maker(Jinja);
-
-impl Object for Maker {
-    fn repr(self: &Arc<Self>) -> ObjectRepr {
-        ObjectRepr::Plain
-    }
-
-    fn call(self: &Arc<Self>, state: &mut State<'_, '_>, values: &[Jinja]) -> Result<Jinja, Error> {
-        for value in values {
-            no_namespace(value)?;
-            let pairs = value.as_object().and_then(|object| object.clone().try_iter_pairs());
-            pairs.into_iter().flatten().try_for_each(|(_, value)| no_namespace(&value))?;
+/// The pairs of an optional map and of named arguments, all of them data.
+fn pairs(state: &State<'_, '_>, values: Rest<ValueOrKwargs>) -> Result<Vec<(Jinja, Jinja)>, Error> {
+    let values = values.into_values();
+    let (map, named): (Option<Jinja>, Kwargs) = from_args(&values)?;
+    let mut pairs = Vec::new();
+    if let Some(map) = map.filter(|map| !map.is_undefined()) {
+        if !is_map(&map) {
+            return Err(Error::new(ErrorKind::InvalidOperation, format!("a map is wanted, not a {}", map.kind())));
         }
-        self.0.call(state, values)
+        Meter::charge(state, |meter| meter.walk(&map))?;
+        pairs.extend(map.as_object().and_then(|object| object.try_iter_pairs()).into_iter().flatten());
     }
+    for name in named.args() {
+        pairs.push((Jinja::from(name), named.peek(name)?));
+    }
+    pairs.iter().try_for_each(|(_, value)| plain(value))?;
+    Ok(pairs)
 }
 
-/// The filter: as the engine's, and paid for by the piece.
-fn split(
-    state: &State<'_, '_>,
-    value: &Jinja,
-    separator: Option<Arc<str>>,
-    limit: Option<i64>,
-) -> Result<Jinja, Error> {
-    let mut meter = Meter::new(state);
-    meter.make(pieces(value.as_str().unwrap_or_default(), separator.as_deref()), 0)?;
-    meter.settle(state)?;
-    filters::split(value, separator, limit)
+fn namespace(state: &State<'_, '_>, values: Rest<ValueOrKwargs>) -> Result<Jinja, Error> {
+    let pairs = pairs(state, values)?;
+    if pairs.len() > MAX_NAMES {
+        return Err(Error::new(ErrorKind::InvalidOperation, format!("namespace: more than {MAX_NAMES} attributes")));
+    }
+    functions::namespace(Some(Jinja::from_pairs(pairs).into()))
 }
 
-/// How many pieces `text` falls into, at most.
-fn pieces(text: &str, separator: Option<&str>) -> usize {
-    match separator {
-        Some(separator) => text.matches(separator).count() + 1,
-        None => text.split_whitespace().count(),
-    }
+fn dict(state: &State<'_, '_>, values: Rest<ValueOrKwargs>) -> Result<Jinja, Error> {
+    pairs(state, values).map(Jinja::from_pairs)
 }
 
-/// Python's methods, where the result may be larger than what goes in: paid for first. Arguments were walked.
-fn method(state: &mut State<'_, '_>, value: &Jinja, name: &str, arguments: &[Jinja]) -> Result<Jinja, Error> {
-    let mut meter = Meter::new(state);
-    let argument = |index: usize| arguments.get(index).and_then(Jinja::as_str);
-    match (value.as_str(), name) {
-        (Some(text), "replace") => {
-            let old = argument(0).unwrap_or_default();
-            let bytes = text.matches(old).count().saturating_mul(argument(1).unwrap_or_default().len());
-            meter.make(0, text.len().saturating_add(bytes))?;
-        }
-        (Some(text), "join") => {
-            let items = arguments.first().and_then(|items| items.len()).unwrap_or(0);
-            meter.make(0, items.saturating_mul(text.len()))?;
-        }
-        (Some(text), "split") => meter.make(pieces(text, argument(0)), 0)?,
-        (Some(text), "splitlines") => meter.make(pieces(text, Some("\n")), 0)?,
-        (Some(text), "format") if text.split(|c: char| !c.is_ascii_digit()).any(|run| run.len() > WIDTH_DIGITS) => {
-            return Err(Error::new(ErrorKind::InvalidOperation, "format: a width of more than three digits"));
-        }
-        (None, "count") if arguments.iter().any(|item| item.as_object().is_some()) => {
-            return Err(Error::new(ErrorKind::InvalidOperation, "count: lists and maps are not counted"));
-        }
-        (None, _) if value.kind() == ValueKind::Map => meter.make(value.len().unwrap_or(0), 0)?,
-        _ => {}
-    }
-    meter.settle(state)?;
-    unknown_method_callback(state, value, name, arguments)
+fn raise_exception(state: &State<'_, '_>, message: &Jinja) -> Result<Jinja, Error> {
+    Meter::charge(state, |meter| meter.walk(message))?;
+    let mut text = String::new();
+    let _ = write!(text, "{message}");
+    Err(Error::new(ErrorKind::InvalidOperation, "raised").with_source(Raised(text)))
+}
+
+/// `strftime_now(format)`, for `now_s` seconds since 1970.
+pub(super) fn strftime_now(now_s: i64) -> Jinja {
+    Jinja::from_function(move |state: &State<'_, '_>, format: &str| {
+        Meter::charge(state, |meter| meter.make(0, format.len().saturating_mul(DATE_GROWTH)))?;
+        clock::strftime(format, now_s)
+    })
 }
