@@ -128,9 +128,11 @@ impl Quantised {
                 for (c, word) in words(&rounded.q).into_iter().enumerate() {
                     q.add((group * 8 + c) * count + lane).write(word);
                 }
-                // Other rows of the block may have the group fine: then this plane is read, and must be zero.
-                for (c, word) in words(&rounded.fine).into_iter().enumerate() {
-                    fine.add((group * 8 + c) * count + lane).write(word);
+                // Read only where it counts.
+                if rounded.is_fine {
+                    for (c, word) in words(&rounded.fine).into_iter().enumerate() {
+                        fine.add((group * 8 + c) * count + lane).write(word);
+                    }
                 }
                 is_fine.add(group * count + lane).write(u8::from(rounded.is_fine));
                 d.add(group * count + lane).write(rounded.scale.to_bits());

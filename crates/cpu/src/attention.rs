@@ -225,18 +225,13 @@ impl Scratch {
                 *score = if visible.contains(&t) { weight } else { 0.0 };
             }
             self.total[query] += scores.iter().sum::<f32>();
-            let mut at = 0;
-            while at + 64 <= dim {
-                weigh::<64>(scores, &self.values, dim, at, sums);
-                at += 64;
-            }
-            while at + 16 <= dim {
-                weigh::<16>(scores, &self.values, dim, at, sums);
-                at += 16;
-            }
-            while at < dim {
-                weigh::<1>(scores, &self.values, dim, at, sums);
-                at += 1;
+            // Values out of sight are left out and not weighed with zero: they may belong to a sequence that is gone,
+            // and zero times infinity is no number.
+            if visible.len() == KV_BLOCK_TOKENS {
+                weigh_all(&scores[..], &self.values, dim, sums); // a length known to the compiler
+            } else {
+                let values = &self.values[visible.start * dim..visible.end * dim];
+                weigh_all(&scores[visible], values, dim, sums);
             }
         }
     }
@@ -257,9 +252,27 @@ fn score<const N: usize>(queries: &[f32], dim: usize, keys: &[Scores], scores: &
     scores[..N].copy_from_slice(&sums);
 }
 
+/// Adds the weighted values of some tokens to a head.
+#[inline(always)]
+fn weigh_all(weights: &[f32], values: &[f32], dim: usize, sums: &mut [f32]) {
+    let mut at = 0;
+    while at + 64 <= dim {
+        weigh::<64>(weights, values, dim, at, sums);
+        at += 64;
+    }
+    while at + 16 <= dim {
+        weigh::<16>(weights, values, dim, at, sums);
+        at += 16;
+    }
+    while at < dim {
+        weigh::<1>(weights, values, dim, at, sums);
+        at += 1;
+    }
+}
+
 /// Adds `N` elements of the weighted values.
 #[inline(always)]
-fn weigh<const N: usize>(weights: &Scores, values: &[f32], dim: usize, at: usize, sums: &mut [f32]) {
+fn weigh<const N: usize>(weights: &[f32], values: &[f32], dim: usize, at: usize, sums: &mut [f32]) {
     let mut acc: [f32; N] = sums[at..at + N].try_into().expect("N elements");
     for (weight, row) in weights.iter().zip(values.chunks_exact(dim)) {
         let row: &[f32; N] = row[at..at + N].try_into().expect("N elements");

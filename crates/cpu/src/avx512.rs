@@ -3,6 +3,18 @@
 //! One register holds 4 consecutive columns of 16 rows; `vpdpbusd` adds their products with 4 broadcast activations
 //! to 16 sums. Floor of a product of `n x k` weights with `t` rows: `n * k * t / 64` cycles a core on Zen 4 (one
 //! 512-bit `vpdpbusd` a cycle); of a product with one row: the bytes of the weights over the bandwidth.
+//!
+//! Both kernels, for few rows and for many, add the same terms to a sum in the same order, so that a row has the same
+//! bits whatever the number of rows. For each group, ascending, `s` its scale, `d` the scale of the activations:
+//!
+//! ```text
+//! sum = fma(dot(q), s * d, sum)
+//! sum = fma(dot(fine), s * (d / 256), sum)     where the row has a second plane in this group
+//! sum = fma(min, d * total, sum)               where the format has minimums
+//! ```
+//!
+//! It is the order of the kernel for many rows, which is bound by arithmetic and has no registers to join the planes'
+//! dot products in first.
 
 #![allow(clippy::needless_range_loop, reason = "several arrays run along; their lengths are constants")]
 
@@ -16,7 +28,7 @@ use crate::{
 };
 
 /// Rows of activations up to which weights are unpacked in registers, straight from the panel.
-pub(crate) const DIRECT_ROWS: usize = 4;
+pub(crate) const DIRECT_ROWS: usize = 8;
 
 /// `acc = panel x block` for up to [`DIRECT_ROWS`] rows, unpacking in registers. `cpu-linear-*-avx512-direct`.
 pub(crate) fn direct<F: Format>(_isa: Avx512, panel: &[u8], block: &Block<'_>, acc: &mut [Lanes]) {
@@ -30,7 +42,11 @@ pub(crate) fn direct<F: Format>(_isa: Avx512, panel: &[u8], block: &Block<'_>, a
             2 => direct_rows::<F, 2>(panel, block, acc),
             3 => direct_rows::<F, 3>(panel, block, acc),
             4 => direct_rows::<F, 4>(panel, block, acc),
-            rows => unreachable!("{rows} rows: callers pass 1 to 4"),
+            5 => direct_rows::<F, 5>(panel, block, acc),
+            6 => direct_rows::<F, 6>(panel, block, acc),
+            7 => direct_rows::<F, 7>(panel, block, acc),
+            8 => direct_rows::<F, 8>(panel, block, acc),
+            rows => unreachable!("{rows} rows: callers pass 1 to 8"),
         }
     }
 }
@@ -70,19 +86,27 @@ unsafe fn direct_rows<F: Format, const N: usize>(panel: &[u8], x: &Block<'_>, ac
                             let four = _mm512_set1_epi32(q.add(c * N + i).read_unaligned());
                             dot = _mm512_dpbusd_epi32(dot, w[half * F::GROUP / 4 + c], four);
                         }
-                        let mut product = _mm512_cvtepi32_ps(dot);
-                        if *x.is_fine.get_unchecked(group32 * N + i) != 0 {
+                        let d = _mm512_set1_ps(*x.d.get_unchecked(group32 * N + i));
+                        sums[i] = add(dot, scale, d, sums[i]);
+                    }
+                    let is_fine: [u8; N] = x.is_fine.as_ptr().add(group32 * N).cast::<[u8; N]>().read();
+                    if is_fine != [0; N] {
+                        let fine = x.fine.as_ptr().cast::<i32>().add(at * F::GROUP / 4 * N);
+                        for i in 0..N {
+                            if is_fine[i] == 0 {
+                                continue;
+                            }
                             let mut dot = _mm512_set1_epi32(-F::ZERO * *x.fine_sums.get_unchecked(at * N + i));
-                            let fine = x.fine.as_ptr().cast::<i32>().add(at * F::GROUP / 4 * N);
                             for c in 0..F::GROUP / 4 {
                                 let four = _mm512_set1_epi32(fine.add(c * N + i).read_unaligned());
                                 dot = _mm512_dpbusd_epi32(dot, w[half * F::GROUP / 4 + c], four);
                             }
-                            product = add_fine(product, dot);
+                            let d = _mm512_set1_ps(*x.d.get_unchecked(group32 * N + i));
+                            sums[i] = add(dot, scale, finer(d), sums[i]);
                         }
-                        let d = _mm512_set1_ps(*x.d.get_unchecked(group32 * N + i));
-                        sums[i] = _mm512_fmadd_ps(product, _mm512_mul_ps(scale, d), sums[i]);
-                        if F::MIN {
+                    }
+                    if F::MIN {
+                        for i in 0..N {
                             let scaled_sum = _mm512_set1_ps(*x.scaled_sums.get_unchecked(at * N + i));
                             sums[i] = _mm512_fmadd_ps(min, scaled_sum, sums[i]);
                         }
@@ -98,11 +122,21 @@ unsafe fn direct_rows<F: Format, const N: usize>(panel: &[u8], x: &Block<'_>, ac
     }
 }
 
-/// `product + dot / 256`: the second plane of activations joins the first.
+/// The unit of the second plane of activations, in `d`.
+const FINE: f32 = 1.0 / 256.0;
+
+/// The scale of a row's group in the second plane.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
-fn add_fine(product: __m512, dot: __m512i) -> __m512 {
-    _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), _mm512_set1_ps(1.0 / 256.0), product)
+fn finer(d: __m512) -> __m512 {
+    _mm512_mul_ps(d, _mm512_set1_ps(FINE))
+}
+
+/// `fma(dot, scale * d, sum)`: how every dot product joins its sum.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
+fn add(dot: __m512i, scale: __m512, d: __m512, sum: __m512) -> __m512 {
+    _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), _mm512_mul_ps(scale, d), sum)
 }
 
 /// The stored `d` and `m` of a block, for 16 rows.
@@ -278,30 +312,26 @@ unsafe fn multiply_rows<F: Format, const N: usize>(
             let group32 = of * F::GROUP / 32 * N;
             let scale = _mm512_load_ps(tile.scales[group].as_ptr());
             let is_fine: [u8; N] = x.is_fine.as_ptr().add(group32).cast::<[u8; N]>().read();
-            // Outliers bring a second plane, for all rows of the block (zero where a row has none).
-            let planes = if is_fine == [0; N] { 1 } else { 2 };
-            for plane in 0..planes {
-                let (q, q_sums, unit) =
-                    if plane == 0 { (x.q, x.sums, 1.0) } else { (x.fine, x.fine_sums, 1.0 / 256.0) };
-                let q = q.as_ptr().cast::<i32>().add(of * F::GROUP / 4 * N);
-                let quants = tile.quants.as_ptr().add(group * F::GROUP / 4 * 64);
-                let mut dots: [__m512i; N] = std::array::from_fn(|i| {
-                    if F::ZERO == 0 {
-                        _mm512_setzero_si512()
-                    } else {
-                        _mm512_set1_epi32(-F::ZERO * *q_sums.get_unchecked(of * N + i))
-                    }
-                });
-                for c in 0..F::GROUP / 4 {
-                    let w = _mm512_load_si512(quants.add(c * 64).cast());
-                    for (i, dot) in dots.iter_mut().enumerate() {
-                        *dot = _mm512_dpbusd_epi32(*dot, w, _mm512_set1_epi32(q.add(c * N + i).read_unaligned()));
-                    }
+            let quants = tile.quants.as_ptr().add(group * F::GROUP / 4 * 64);
+            let q = x.q.as_ptr().cast::<i32>().add(of * F::GROUP / 4 * N);
+            let mut dots: [__m512i; N] = std::array::from_fn(|i| {
+                if F::ZERO == 0 {
+                    _mm512_setzero_si512()
+                } else {
+                    _mm512_set1_epi32(-F::ZERO * *x.sums.get_unchecked(of * N + i))
                 }
-                for i in 0..N {
-                    let d = _mm512_set1_ps(*x.d.get_unchecked(group32 + i) * unit);
-                    sums[i] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dots[i]), _mm512_mul_ps(scale, d), sums[i]);
+            });
+            for c in 0..F::GROUP / 4 {
+                let w = _mm512_load_si512(quants.add(c * 64).cast());
+                for (i, dot) in dots.iter_mut().enumerate() {
+                    *dot = _mm512_dpbusd_epi32(*dot, w, _mm512_set1_epi32(q.add(c * N + i).read_unaligned()));
                 }
+            }
+            for i in 0..N {
+                sums[i] = add(dots[i], scale, _mm512_set1_ps(*x.d.get_unchecked(group32 + i)), sums[i]);
+            }
+            if is_fine != [0; N] {
+                sums = add_fine::<F, N>(quants, x, of, scale, sums);
             }
             if F::MIN {
                 let min = _mm512_load_ps(tile.mins[group].as_ptr());
@@ -315,4 +345,39 @@ unsafe fn multiply_rows<F: Format, const N: usize>(
             _mm512_storeu_ps(acc[i].as_mut_ptr(), sums[i]);
         }
     }
+}
+
+/// Adds the second plane of group `of` to the rows that have one there. Few groups do, so this stays out of the loop
+/// over groups, whose registers are all in use.
+///
+/// # Safety
+/// `quants` is the group in the tile, and the group lies inside the block.
+#[cold]
+#[inline(never)]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
+unsafe fn add_fine<F: Format, const N: usize>(
+    quants: *const u8,
+    x: &Block<'_>,
+    of: usize,
+    scale: __m512,
+    mut sums: [__m512; N],
+) -> [__m512; N] {
+    let group32 = of * F::GROUP / 32 * N;
+    // SAFETY: as the caller promises; a block has a scale and a flag where it has a group.
+    unsafe {
+        let fine = x.fine.as_ptr().cast::<i32>().add(of * F::GROUP / 4 * N);
+        for i in 0..N {
+            if *x.is_fine.get_unchecked(group32 + i) == 0 {
+                continue;
+            }
+            let mut dot = _mm512_set1_epi32(-F::ZERO * *x.fine_sums.get_unchecked(of * N + i));
+            for c in 0..F::GROUP / 4 {
+                let w = _mm512_load_si512(quants.add(c * 64).cast());
+                dot = _mm512_dpbusd_epi32(dot, w, _mm512_set1_epi32(fine.add(c * N + i).read_unaligned()));
+            }
+            let d = _mm512_set1_ps(*x.d.get_unchecked(group32 + i));
+            sums[i] = add(dot, scale, finer(d), sums[i]);
+        }
+    }
+    sums
 }

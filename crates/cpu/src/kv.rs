@@ -72,6 +72,14 @@ impl KvCache {
         }
     }
 
+    /// Copies a block.
+    pub(crate) fn copy_block(&mut self, from: usize, to: usize) {
+        let bytes = self.kv_heads * self.head_elements() * self.dtype.bytes();
+        for buffer in [&mut self.keys, &mut self.values] {
+            buffer.as_mut_slice::<u8>().copy_within(from * bytes..(from + 1) * bytes, to * bytes);
+        }
+    }
+
     /// Reads one head of a block as `f32`: keys `[head_dim][token]`, values `[token][head_dim]`.
     pub(crate) fn read(&self, block: usize, head: usize, keys: &mut [f32], values: &mut [f32]) {
         let at = (block * self.kv_heads + head) * self.head_elements();

@@ -10,6 +10,24 @@
 //! loops, compiled for AVX2 or for the base instruction set. The types without a packed form (the IQ1, IQ2, IQ3 and TQ
 //! families) are read from the mapped file and decoded while they are multiplied.
 //!
+//! # A row's numbers do not depend on what runs beside it
+//!
+//! Whatever the number of rows in a step, the other sequences in it, the cut of a prompt into chunks, and the number of
+//! threads, the numbers of a row have the same bits. (Of a NaN only that it is one is certain.) It is what lets a seed
+//! give the same text on a busy server and on an idle one. The reasons:
+//!
+//! - No sum is divided: every element of a product is one chain of `f32` operations over ascending columns, by one
+//!   thread. A tile's end stores the chain and goes on from there. The kernels for few rows and for many do the same
+//!   operations in the same order (`f32` fused or not, as the instruction set has it), and Rust never reorders or fuses
+//!   them by itself.
+//! - Activations are rounded by row, with scales of their own; a second plane is added to the rows that have one.
+//! - A query meets its keys in blocks of [`graph::KV_BLOCK_TOKENS`], counted from the first token of its sequence and
+//!   not from the chunk's, always through the cache and its rounding. Keys and values that it does not see are left
+//!   out, so that nothing in them, infinity included, can reach it.
+//!
+//! It holds for one instruction set and one [`graph::Arithmetic`]; between two of them bits differ. Tested in
+//! `tests/batch_invariance.rs`.
+//!
 //! The crate knows no model and no file format. Own code, and not a library's thread pool or matrix product, because
 //! these are what the project is for: a pool that wakes in a microsecond and meets at barriers inside a step, and
 //! products of ggml's block types.

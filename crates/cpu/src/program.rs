@@ -178,6 +178,13 @@ impl Program for CpuProgram {
         }
         Ok(())
     }
+
+    fn copy_block(&mut self, group: usize, from: u32, to: u32) -> Result<(), DeviceError> {
+        for cache in self.caches.iter_mut().flatten().filter(|cache| cache.group == group) {
+            cache.copy_block(from as usize, to as usize);
+        }
+        Ok(())
+    }
 }
 
 fn count(rows: Rows, step: &Step<'_>) -> usize {
@@ -252,6 +259,10 @@ impl Run<'_> {
     /// # Safety
     /// As [`Run::phase`], for a list of products.
     unsafe fn linear(&self, ops: &[LinearOp], next: &AtomicUsize, scratch: &mut ThreadScratch) {
+        // A step may want no outputs: then there is nothing to multiply the head with.
+        if ops.iter().all(|op| count(op.rows, self.step) == 0) {
+            return;
+        }
         let panels: usize = ops.iter().map(|op| op.weight.panels()).sum();
         // Runs of panels, so that each thread reads long streams; enough runs that the threads end together.
         let run = (panels / (self.threads * 8)).clamp(1, 16);
@@ -279,6 +290,9 @@ impl Run<'_> {
                 })
                 .expect("the index is below the sum");
             let rows = count(op.rows, self.step);
+            if rows == 0 {
+                return;
+            }
             let input = match op.quantised {
                 Some(quantised) => Input::Quantised(&program.quantised[quantised]),
                 // SAFETY: the input was written in an earlier phase.

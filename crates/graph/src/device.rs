@@ -58,6 +58,12 @@ pub trait Program: Send {
     /// # Errors
     /// Where the device failed; the contents of the cache for this step's tokens are then undefined.
     fn run(&mut self, stage: usize, step: &Step<'_>, exchange: &mut Exchange) -> Result<(), DeviceError>;
+
+    /// Copies block `from` to block `to` in every cache of a group that lies on this device.
+    ///
+    /// # Errors
+    /// Where the device failed; the contents of `to` are then undefined.
+    fn copy_block(&mut self, group: usize, from: u32, to: u32) -> Result<(), DeviceError>;
 }
 
 /// Why a device could not compile or run.

@@ -38,11 +38,6 @@ impl Exchange {
     pub fn get_mut(&mut self, value: ValueId) -> &mut [f32] {
         self.buffers[value.index()].as_deref_mut().expect("only values that cross stages are exchanged")
     }
-
-    /// Bytes of all buffers.
-    pub fn bytes(&self) -> u64 {
-        self.buffers.iter().flatten().map(|buffer| buffer.len() as u64 * 4).sum()
-    }
 }
 
 /// Why a step failed.
@@ -100,13 +95,28 @@ impl Execution {
             program.run(done[stage.device], step, &mut self.exchange)?;
             done[stage.device] += 1;
         }
-        let len = step.outputs.len() * self.graph.vocab();
-        Ok(&mut self.exchange.get_mut(self.graph.logits())[..len])
+        Ok(self.logits_mut(step.outputs.len()))
     }
 
-    /// The logits of the first `outputs` wanted rows as the last step left them, `[outputs, vocab]`.
-    pub fn logits(&self, outputs: usize) -> &[f32] {
-        &self.exchange.get(self.graph.logits())[..outputs * self.graph.vocab()]
+    /// Copies a KV block of a group, on every device that holds caches of it.
+    ///
+    /// # Errors
+    /// Where a block is not there, or a device fails.
+    pub fn copy_block(&mut self, group: usize, from: u32, to: u32) -> Result<(), RunError> {
+        let blocks = self.plan.kv.blocks.get(group).copied().unwrap_or(0);
+        if let Some(block) = [from, to].into_iter().find(|block| *block as usize >= blocks) {
+            return Err(StepError::Malformed(format!("a copy names block {block} of {blocks}")).into());
+        }
+        for program in self.programs.iter_mut().flatten() {
+            program.copy_block(group, from, to)?;
+        }
+        Ok(())
+    }
+
+    /// The logits of the wanted rows as the last step left them, `[outputs, vocab]`, for the caller to change.
+    pub fn logits_mut(&mut self, outputs: usize) -> &mut [f32] {
+        let len = outputs * self.graph.vocab();
+        &mut self.exchange.get_mut(self.graph.logits())[..len]
     }
 
     /// A tapped value as the last step left it, `[T or R, width]`.
@@ -116,6 +126,12 @@ impl Execution {
             Rows::Tokens => step.tokens(),
             Rows::Outputs => step.outputs.len(),
         };
+        self.tap_rows(name, rows)
+    }
+
+    /// The first `rows` rows of a tapped value as the last step left it, `[rows, width]`.
+    pub fn tap_rows(&self, name: &str, rows: usize) -> Option<&[f32]> {
+        let (_, value) = self.graph.taps().iter().find(|(tap, _)| tap == name)?;
         Some(&self.exchange.get(*value)[..rows * self.graph.value(*value).width])
     }
 }

@@ -115,6 +115,13 @@ pub struct Cache {
     pub group: usize,
 }
 
+impl Cache {
+    /// Bytes that the keys and values of one token take.
+    pub fn token_bytes(&self, dtype: crate::KvType) -> u64 {
+        (self.kv_heads * self.head_dim * 2 * dtype.bytes()) as u64
+    }
+}
+
 /// The part of a model that a node belongs to: what a person names when placing work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize)]
 #[serde(rename_all = "kebab-case")]

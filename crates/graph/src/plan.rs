@@ -17,8 +17,12 @@ pub struct PlanOptions {
     pub context: Option<usize>,
     /// The context the model was made for.
     pub model_context: usize,
-    /// Sequences held at once, each with a full context.
+    /// Sequences that run at once, at most.
     pub sequences: usize,
+    /// Bytes of KV cache to aim at. `None` makes room for a full context of every sequence, and of caches with a window
+    /// for the window. Otherwise one full context is sure; what these bytes allow beyond it holds first what has left
+    /// the windows, so that earlier tokens can be gone on from, and then more sequences.
+    pub kv_bytes: Option<u64>,
     /// Tokens a step: the size of a prefill chunk.
     pub step_tokens: usize,
     /// Wanted outputs a step.
@@ -39,6 +43,7 @@ impl Default for PlanOptions {
             context: None,
             model_context: 4096,
             sequences: 1,
+            kv_bytes: None,
             step_tokens: 512,
             step_outputs: 1,
             kv: KvType::default(),
@@ -79,7 +84,7 @@ pub enum PlanError {
         reason: String,
     },
     /// More context than the model was made for.
-    #[error("a context of {asked} tokens exceeds the model's own {own}")]
+    #[error("a context of {asked} tokens is asked for, and the model was made for {own} at most")]
     Context {
         /// Asked for.
         asked: usize,
@@ -98,8 +103,11 @@ pub struct DeviceBytes {
     pub device: String,
     /// Weights packed in its own memory, by part.
     pub weights: BTreeMap<Part, u64>,
-    /// Weights read in place from the mapped file: pages that the system may drop and read again.
+    /// Matrices that every step reads in place from the mapped file. The system may drop their pages and read them
+    /// again, but where they do not fit every token waits for the disk: they count as held.
     pub mapped: u64,
+    /// Embedding tables of which a step looks rows up in the mapped file. They need not be resident and do not count.
+    pub looked_up: u64,
     /// KV cache.
     pub kv: u64,
     /// Activations and working memory.
@@ -121,7 +129,7 @@ impl DeviceBytes {
 
     /// Everything the device must hold.
     pub fn total(&self) -> u64 {
-        self.weights_total() + self.kv + self.activations
+        self.weights_total() + self.mapped + self.kv + self.activations
     }
 
     /// Bytes by which the budget falls short; 0 where everything fits.
@@ -149,7 +157,7 @@ pub struct Plan {
     pub bytes: Vec<DeviceBytes>,
     /// Where a node was not placed on the first device, and why.
     pub fallbacks: Vec<String>,
-    /// Sequences held at once.
+    /// Sequences that run at once, at most.
     pub sequences: usize,
     /// What was asked of the context, and what the model was made for.
     pub context_asked: Option<usize>,
@@ -282,9 +290,10 @@ impl<'a> Planner<'a> {
     }
 
     fn with_context(&self, context: usize) -> Result<Plan, PlanError> {
+        let together = context.saturating_mul(self.options.sequences);
         let limits = Limits {
-            tokens: self.options.step_tokens.min(context),
-            outputs: self.options.step_outputs.min(self.options.step_tokens),
+            tokens: self.options.step_tokens.min(together),
+            outputs: self.options.step_outputs.min(self.options.step_tokens).min(together),
             context,
         };
         let kv = self.kv_plan(&limits);
@@ -294,7 +303,11 @@ impl<'a> Planner<'a> {
         let arenas: Vec<Arena> =
             (0..self.devices.len()).map(|device| Arena::new(self.graph, &stages, device, &limits, &phase_of)).collect();
         let bytes = (0..self.devices.len())
-            .map(|device| self.device_bytes(device, &placement, &kv, &limits, arenas[device].bytes()))
+            .map(|device| {
+                let exchanged = stages.iter().filter(|stage| stage.device == device).flat_map(|stage| &stage.outputs);
+                let exchanged: u64 = exchanged.map(|value| exchange_bytes(self.graph, *value, &limits)).sum();
+                self.device_bytes(device, &placement, &kv, &limits, arenas[device].bytes() + exchanged)
+            })
             .collect();
         let summary = crate::report::summarise(self.graph, &placement, self.devices.len());
         Ok(Plan {
@@ -329,11 +342,42 @@ impl<'a> Planner<'a> {
     /// A group with a window needs blocks for the window and one step, however long the context.
     fn kv_plan(&self, limits: &Limits) -> KvPlan {
         let whole = limits.context.div_ceil(KV_BLOCK_TOKENS);
-        let blocks = self.graph.windows().iter().map(|window| {
-            let needed = window.map_or(whole, |window| (window + limits.tokens).div_ceil(KV_BLOCK_TOKENS) + 1);
-            needed.min(whole).saturating_mul(self.options.sequences)
-        });
-        KvPlan { dtype: self.options.kv, blocks: blocks.collect() }
+        let windows = self.graph.windows();
+        let needed = |window: &Option<usize>| {
+            window.map_or(whole, |window| (window + limits.tokens).div_ceil(KV_BLOCK_TOKENS) + 1).min(whole)
+        };
+        let mut blocks: Vec<usize> = windows.iter().map(needed).collect();
+        match self.options.kv_bytes {
+            None => blocks.iter_mut().for_each(|count| *count = count.saturating_mul(self.options.sequences)),
+            Some(bytes) => self.spend(bytes, whole, &mut blocks),
+        }
+        KvPlan { dtype: self.options.kv, blocks }
+    }
+
+    /// Raises the blocks of one full context as far as `bytes` allow: groups with a window up to the whole context,
+    /// then all alike up to a full context of every sequence.
+    fn spend(&self, bytes: u64, whole: usize, blocks: &mut [usize]) {
+        let block_bytes: Vec<u64> = (0..blocks.len()).map(|group| self.block_bytes(group)).collect();
+        let cost = |blocks: &[usize]| -> u64 { blocks.iter().zip(&block_bytes).map(|(n, b)| *n as u64 * b).sum() };
+        let left = bytes.saturating_sub(cost(blocks));
+        let short: u64 = blocks.iter().zip(&block_bytes).map(|(n, b)| (whole - n) as u64 * b).sum();
+        for count in blocks.iter_mut() {
+            let missing = (whole - *count) as u64;
+            // Every group the same share of what it lacks.
+            *count += (u128::from(missing) * u128::from(left.min(short)) / u128::from(short.max(1))) as usize;
+        }
+        let left = bytes.saturating_sub(cost(blocks));
+        let more = (left / block_bytes.iter().sum::<u64>().max(1)) as usize;
+        let most = whole.saturating_mul(self.options.sequences.saturating_sub(1));
+        if blocks.iter().all(|count| *count == whole) {
+            blocks.iter_mut().for_each(|count| *count += more.min(most));
+        }
+    }
+
+    /// Bytes of one block in all caches of a group.
+    fn block_bytes(&self, group: usize) -> u64 {
+        let caches = self.graph.caches().iter().filter(|cache| cache.group == group);
+        caches.map(|cache| KV_BLOCK_TOKENS as u64 * cache.token_bytes(self.options.kv)).sum()
     }
 
     fn place(&self, kv: &KvPlan, limits: &Limits) -> Result<(Vec<usize>, Vec<String>), PlanError> {
@@ -404,12 +448,16 @@ impl<'a> Planner<'a> {
         Ok(Choice { devices, reason: Some(format!("{} split ({})", label(), reasons.join("; "))) })
     }
 
-    /// Bytes that placing a node on a device adds: its weights, and the cache with the node that writes it.
+    /// Bytes that placing a node on a device adds: its weights, packed or in place, and the cache with the node that
+    /// writes it.
     fn node_bytes(&self, node: NodeId, device: usize, kv: &KvPlan) -> u64 {
         let op = &self.graph.node(node).op;
         let weights = op.weights().into_iter().map(|weight| {
             let weight = self.graph.weight(weight);
-            self.devices[device].weight_bytes(self.graph, node, weight, self.options.arithmetic)
+            match self.devices[device].weight_bytes(self.graph, node, weight, self.options.arithmetic) {
+                0 if !matches!(op, crate::Op::Embed { .. }) => weight.data.len() as u64,
+                bytes => bytes,
+            }
         });
         let cache = match op {
             crate::Op::KvWrite { cache, .. } => cache_bytes(self.graph, *cache, kv),
@@ -427,7 +475,8 @@ impl<'a> Planner<'a> {
         arena_bytes: u64,
     ) -> DeviceBytes {
         let mut resident: BTreeMap<usize, (Part, u64)> = BTreeMap::new();
-        let (mut kv_bytes, mut read_per_token, mut mapped) = (0, 0, BTreeMap::new());
+        let (mut mapped, mut looked_up) = (BTreeMap::new(), BTreeMap::new());
+        let (mut kv_bytes, mut read_per_token) = (0, 0);
         for id in self.graph.node_ids().filter(|id| placement[id.index()] == device) {
             let node = self.graph.node(id);
             if let crate::Op::KvWrite { cache, .. } = &node.op {
@@ -437,7 +486,9 @@ impl<'a> Planner<'a> {
                 let weight = self.graph.weight(weight_id);
                 let bytes = self.devices[device].weight_bytes(self.graph, id, weight, self.options.arithmetic);
                 if bytes == 0 {
-                    mapped.insert(weight_id.index(), weight.data.len() as u64);
+                    let is_looked_up = matches!(node.op, crate::Op::Embed { .. });
+                    let of = if is_looked_up { &mut looked_up } else { &mut mapped };
+                    of.insert(weight_id.index(), weight.data.len() as u64);
                 }
                 // A weight that two parts share (a tied head) is listed with the one that packs it.
                 let entry = resident.entry(weight_id.index()).or_insert((node.part, bytes));
@@ -452,6 +503,8 @@ impl<'a> Planner<'a> {
                 };
             }
         }
+        // A table that is the head too is read whole.
+        looked_up.retain(|weight, _| !mapped.contains_key(weight));
         let mut weights = BTreeMap::new();
         for (part, bytes) in resident.into_values() {
             *weights.entry(part).or_insert(0) += bytes;
@@ -462,6 +515,7 @@ impl<'a> Planner<'a> {
             device: self.devices[device].name().to_owned(),
             weights,
             mapped: mapped.into_values().sum(),
+            looked_up: looked_up.into_values().sum(),
             kv: kv_bytes,
             activations: arena_bytes + scratch,
             budget: self.budgets[device],
@@ -478,8 +532,13 @@ struct Choice {
 
 fn cache_bytes(graph: &Graph, cache: crate::CacheId, kv: &KvPlan) -> u64 {
     let cache = graph.cache(cache);
-    let tokens = kv.blocks[cache.group] as u64 * KV_BLOCK_TOKENS as u64;
-    tokens * (cache.kv_heads * cache.head_dim) as u64 * 2 * kv.dtype.bytes() as u64
+    kv.blocks[cache.group] as u64 * KV_BLOCK_TOKENS as u64 * cache.token_bytes(kv.dtype)
+}
+
+/// Bytes of host memory for a value that leaves a stage.
+fn exchange_bytes(graph: &Graph, value: ValueId, limits: &Limits) -> u64 {
+    let value = graph.value(value);
+    (limits.rows(value.rows) * value.width) as u64 * 4
 }
 
 /// Cuts the nodes into runs on one device and finds what crosses the borders.

@@ -94,6 +94,15 @@ impl Program for Interpreter {
         }
         Ok(())
     }
+
+    fn copy_block(&mut self, group: usize, from: u32, to: u32) -> Result<(), DeviceError> {
+        for (cache, kv) in self.caches.iter().zip(&mut self.kv).filter(|(cache, _)| cache.group == group) {
+            let len = KV_BLOCK_TOKENS * cache.kv_heads * cache.head_dim;
+            let (from, to) = (from as usize * len, to as usize * len);
+            kv.iter_mut().for_each(|part| part.copy_within(from..from + len, to));
+        }
+        Ok(())
+    }
 }
 
 impl Interpreter {

@@ -67,8 +67,8 @@ impl fmt::Display for Plan {
         writeln!(f)?;
         writeln!(
             f,
-            "{:<12} {:>10} {:>10} {:>12} {:>10} {:>10}  in place",
-            "device", "weights", "KV cache", "activations", "sum", "budget"
+            "{:<12} {:>10} {:>10} {:>10} {:>12} {:>10} {:>10}",
+            "device", "weights", "in place", "KV cache", "activations", "sum", "budget"
         )?;
         for device in &self.bytes {
             let short = match device.short_by() {
@@ -77,15 +77,19 @@ impl fmt::Display for Plan {
             };
             writeln!(
                 f,
-                "{:<12} {:>10} {:>10} {:>12} {:>10} {:>10}  {}{short}",
+                "{:<12} {:>10} {:>10} {:>10} {:>12} {:>10} {:>10}{short}",
                 device.device,
                 bytes_text(device.weights_total()),
+                bytes_text(device.mapped),
                 bytes_text(device.kv),
                 bytes_text(device.activations),
                 bytes_text(device.total()),
                 budget_text(device.budget),
-                bytes_text(device.mapped),
             )?;
+        }
+        for device in self.bytes.iter().filter(|device| device.looked_up > 0) {
+            let table = bytes_text(device.looked_up);
+            writeln!(f, "{}: embeddings of {table} are looked up in the file and need not fit", device.device)?;
         }
         writeln!(f)?;
         writeln!(f, "{}", self.context_line())?;
@@ -123,7 +127,7 @@ impl Plan {
             None => format!("what memory allows of the model's {}", self.model_context),
         };
         let sequences =
-            if self.sequences == 1 { String::new() } else { format!(" for each of {} sequences", self.sequences) };
+            if self.sequences == 1 { String::new() } else { format!(", at most {} sequences at once", self.sequences) };
         format!("context: {context} tokens{sequences} ({why}); prefill in chunks of {}", self.limits.tokens)
     }
 

@@ -8,6 +8,9 @@ use crate::Graph;
 /// without copying.
 pub const KV_BLOCK_TOKENS: usize = 32;
 
+/// Tokens a sequence may have, whatever the plan: far above every model, so that sums of them do not overflow.
+const MAX_TOKENS: usize = 1 << 40;
+
 /// The rows of one sequence in a step.
 #[derive(Clone, Debug)]
 pub struct Span<'a> {
@@ -74,6 +77,9 @@ impl Step<'_> {
     pub fn check(&self, graph: &Graph, blocks: &[usize]) -> Result<(), StepError> {
         let malformed = |what: String| Err(StepError::Malformed(what));
         let tokens = self.tokens();
+        if tokens == 0 {
+            return malformed("no tokens".to_owned());
+        }
         if self.positions.len() != tokens {
             return malformed(format!("{} positions for {tokens} ids", self.positions.len()));
         }
@@ -89,7 +95,9 @@ impl Step<'_> {
             if span.tables.len() != graph.windows().len() {
                 return malformed(format!("span {index} has {} block tables", span.tables.len()));
             }
-            let end = span.past + span.rows.len();
+            let Some(end) = span.past.checked_add(span.rows.len()).filter(|end| *end <= MAX_TOKENS) else {
+                return malformed(format!("span {index} begins after {} tokens", span.past));
+            };
             for (group, table) in span.tables.iter().enumerate() {
                 let first = graph.windows()[group].map_or(0, |window| (span.past + 1).saturating_sub(window));
                 let needed = first / KV_BLOCK_TOKENS..end.div_ceil(KV_BLOCK_TOKENS);
@@ -106,6 +114,31 @@ impl Step<'_> {
         }
         if self.outputs.iter().any(|row| *row as usize >= tokens) || !self.outputs.is_sorted() {
             return malformed("outputs are not ascending rows of the step".to_owned());
+        }
+        blocks.iter().enumerate().try_for_each(|(group, count)| self.check_writes(graph, group, *count))
+    }
+
+    /// A block that a span writes is read and written by no other span, and stands once in its own table.
+    fn check_writes(&self, graph: &Graph, group: usize, blocks: usize) -> Result<(), StepError> {
+        let mut writer = vec![0; blocks];
+        let entries = |span: &Span<'_>| {
+            let first = graph.windows()[group].map_or(0, |window| (span.past + 1).saturating_sub(window));
+            let (written, end) = (span.past / KV_BLOCK_TOKENS, (span.past + span.rows.len()).div_ceil(KV_BLOCK_TOKENS));
+            (first / KV_BLOCK_TOKENS, written, end)
+        };
+        for (index, span) in self.spans.iter().enumerate() {
+            let (_, written, end) = entries(span);
+            for block in &span.tables[group][written..end] {
+                if std::mem::replace(&mut writer[*block as usize], index + 1) != 0 {
+                    return Err(StepError::Malformed(format!("block {block} is written for two places")));
+                }
+            }
+        }
+        for (index, span) in self.spans.iter().enumerate() {
+            let (first, written, _) = entries(span);
+            if let Some(block) = span.tables[group][first..written].iter().find(|block| writer[**block as usize] != 0) {
+                return Err(StepError::Malformed(format!("block {block} is written while span {index} reads it")));
+            }
         }
         Ok(())
     }

@@ -138,6 +138,7 @@ impl<'a> Net<'a> {
         let x = self.graph.select_outputs(x)?;
         let x = self.norm(x, Role::OutputNorm)?;
         self.tap(self.config.layers.len(), x);
+        self.graph.tap(crate::HIDDEN, x);
         let weight = match self.embedding {
             Some(embedding) if self.config.tied => embedding,
             _ => {

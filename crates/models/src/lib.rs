@@ -55,6 +55,9 @@ pub enum Source<'a> {
     HuggingFace(&'a HfDir),
 }
 
+/// The tap that every graph has: the wanted rows after the last norm, `[R, hidden]`, which is what the head reads.
+pub const HIDDEN: &str = "hidden";
+
 /// How a graph is built.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct BuildOptions {
@@ -71,7 +74,7 @@ pub struct Model {
     pub graph: Arc<Graph>,
     /// What it was built from.
     pub config: Config,
-    /// The architecture, as the file names it.
+    /// The family, as `gemma3`: the same for GGUF and Hugging Face files.
     pub architecture: String,
     /// A name for people: of the file's metadata, or of the directory; without control characters.
     pub name: Option<String>,
@@ -103,7 +106,7 @@ pub fn build(source: Source<'_>, options: BuildOptions) -> Result<Model, ModelEr
     let graph = net.graph.finish(logits)?;
     check_head(&graph)?;
     Ok(Model {
-        architecture,
+        architecture: family.name.to_owned(),
         name: stated.name,
         context: config.context,
         vocab: graph.vocab(),

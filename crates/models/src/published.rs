@@ -126,6 +126,36 @@ fn gemma3_turns_sliding_layers_from_another_base_and_stretches_full_ones() {
 }
 
 #[test]
+fn a_window_of_0_in_gguf_is_none() {
+    for (architecture, window, want) in [
+        ("llama", None, "-"),
+        ("llama", Some(0), "-"),
+        ("llama", Some(16), "16"),
+        ("gemma2", None, "4096"),
+        ("gemma2", Some(0), "-"),
+    ] {
+        let mut file = Writer::new(architecture);
+        let key = |key: &str| format!("{architecture}.{key}");
+        for (name, value) in [
+            ("block_count", 1),
+            ("embedding_length", 8),
+            ("feed_forward_length", 8),
+            ("context_length", 8192),
+            ("attention.head_count", 1),
+        ] {
+            file.u32(&key(name), value);
+        }
+        if let Some(window) = window {
+            file.u32(&key("attention.sliding_window"), window);
+        }
+        file.f32(&key("attention.layer_norm_rms_epsilon"), 1e-6);
+        let file = Gguf::parse(file.finish().into(), architecture).unwrap();
+        let found = summary(&config(Source::Gguf(&file)).unwrap());
+        assert!(found.ends_with(&format!(", {want}")), "{architecture} {window:?}: {found}");
+    }
+}
+
+#[test]
 fn the_27b_models_are_known_by_their_layers_in_gguf() {
     for (architecture, layers, hidden, heads, want) in [
         ("gemma2", 46, 4608, 32, "32 16 128 8192, 144, 4096 - 4096 - 4096 -"),

@@ -16,7 +16,7 @@ fn build_dir(dir: &HfDir) -> Arc<Graph> {
 /// The reference differs from transformers by the order of its sums alone.
 const BOUND: Bound = Bound { error: 5e-5, ..Bound::F32 };
 
-testkit::text_fixtures!(Reference, build_dir, BOUND);
+testkit::text_fixtures!(Some(Reference), build_dir, BOUND);
 
 /// Gemma 2 is left out: its fixture scales scores by a number that GGUF files have no key for.
 #[test]
@@ -37,6 +37,19 @@ fn gguf_files_give_the_same_logits() {
         let mut session = Session::new(&Reference, &model.graph, options);
         let fed = session.feed_in_chunks(&fixture.ids, 16);
         compare::assert_close(&fed.logits, &fixture.logits, BOUND.error, name);
+    }
+}
+
+#[test]
+fn families_have_one_name_in_both_formats() {
+    for (name, hf, gguf) in
+        [("gemma3", "gemma3", "gemma3"), ("gemma2", "gemma2", "gemma2"), ("mistral", "mistral", "llama")]
+    {
+        let fixture = Fixture::load(name);
+        let file = Gguf::parse(convert::to_gguf(&fixture.dir).finish().into(), name).unwrap();
+        let architecture = |source| build(source, BuildOptions::default()).unwrap().architecture;
+        assert_eq!(architecture(Source::HuggingFace(&fixture.dir)), hf);
+        assert_eq!(architecture(Source::Gguf(&file)), gguf);
     }
 }
 

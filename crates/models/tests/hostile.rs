@@ -81,7 +81,7 @@ const GGUF: &[Break] = &[
     ("a divisor of 0", |w| w.tensor_f32("rope_freqs.weight", &[16], &[0.0; 16]), "factor 0"),
     ("a divisor of NaN", |w| w.tensor_f32("rope_freqs.weight", &[16], &[f32::NAN; 16]), "rope_freqs.weight"),
     ("divisors in a square", |w| w.tensor_f32("rope_freqs.weight", &[4, 4], &[1.0; 16]), "rope_freqs.weight"),
-    ("a window of 0", |w| w.u32("llama.attention.sliding_window", 0), "llama.attention.sliding_window"),
+    ("a window of 2^32", |w| w.u32("llama.attention.sliding_window", u32::MAX), "llama.attention.sliding_window"),
     (
         "a pattern without a window",
         |w| w.u32("llama.attention.sliding_window_pattern", 2),

@@ -1,24 +1,13 @@
-//! Real models, where they are at hand: in `UNICORN_MODELS`, or where `unicorn pull` puts them.
-
-use std::path::PathBuf;
+//! Real models, where they are at hand: [`testkit::published`] says where.
 
 use files::gguf::Gguf;
 use graph::{Part, PlanOptions, reference::Reference};
 use models::{BuildOptions, Model, Source, build};
 use testkit::{Session, compare};
 
-fn directory() -> Option<PathBuf> {
-    let of_home = || Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache/unicorn/models"));
-    std::env::var_os("UNICORN_MODELS").map(PathBuf::from).or_else(of_home)
-}
-
-/// A model at hand; says so where it is not.
+/// A model at hand.
 fn open(name: &str) -> Option<(Gguf, Model)> {
-    let Some(path) = directory().map(|dir| dir.join(name)).filter(|path| path.exists()) else {
-        println!("skipped: {name} is not here");
-        return None;
-    };
-    let file = Gguf::open(&path).unwrap();
+    let file = Gguf::open(&testkit::published(name)?).unwrap();
     let model = build(Source::Gguf(&file), BuildOptions::default()).unwrap();
     Some((file, model))
 }

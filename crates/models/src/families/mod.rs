@@ -13,6 +13,8 @@ use crate::{Config, ModelError, Source, blocks::Net, error::shown, stated::State
 
 /// A row of the table.
 pub(crate) struct Family {
+    /// What the family is called, whatever the file calls it.
+    pub(crate) name: &'static str,
     /// `general.architecture` of its GGUF files.
     gguf: &'static [&'static str],
     /// `model_type` of its Hugging Face files: of the text model where the file has several.
@@ -24,12 +26,18 @@ pub(crate) struct Family {
 }
 
 const FAMILIES: &[Family] = &[
-    Family { gguf: &["llama"], hf: &["llama"], config: llama::config, graph: llama::graph },
-    Family { gguf: &[], hf: &["mistral"], config: mistral::config, graph: mistral::graph },
-    Family { gguf: &["qwen2"], hf: &["qwen2"], config: qwen2::config, graph: qwen2::graph },
-    Family { gguf: &["qwen3"], hf: &["qwen3"], config: qwen3::config, graph: qwen3::graph },
-    Family { gguf: &["gemma2"], hf: &["gemma2"], config: gemma2::config, graph: gemma2::graph },
-    Family { gguf: &["gemma3"], hf: &["gemma3_text", "gemma3"], config: gemma3::config, graph: gemma3::graph },
+    Family { name: "llama", gguf: &["llama"], hf: &["llama"], config: llama::config, graph: llama::graph },
+    Family { name: "mistral", gguf: &[], hf: &["mistral"], config: mistral::config, graph: mistral::graph },
+    Family { name: "qwen2", gguf: &["qwen2"], hf: &["qwen2"], config: qwen2::config, graph: qwen2::graph },
+    Family { name: "qwen3", gguf: &["qwen3"], hf: &["qwen3"], config: qwen3::config, graph: qwen3::graph },
+    Family { name: "gemma2", gguf: &["gemma2"], hf: &["gemma2"], config: gemma2::config, graph: gemma2::graph },
+    Family {
+        name: "gemma3",
+        gguf: &["gemma3"],
+        hf: &["gemma3_text", "gemma3"],
+        config: gemma3::config,
+        graph: gemma3::graph,
+    },
 ];
 
 /// Architectures that are met often and named for what they ask.

@@ -45,7 +45,12 @@ pub(super) fn read(file: &Gguf, architecture: &str) -> Result<Stated, ModelError
         query_scalar: None,
         attention_cap: keys.cap(Field::AttentionCap)?,
         logit_cap: keys.cap(Field::LogitCap)?,
-        window: keys.meta.opt_u32(&keys.name(Field::Window))?.map_or(Setting::Absent, Setting::Is),
+        window: match keys.meta.opt_u32(&keys.name(Field::Window))? {
+            None => Setting::Absent,
+            // llama.cpp's `n_swa`, where 0 is no window.
+            Some(0) => Setting::Null,
+            Some(window) => Setting::Is(window),
+        },
         sliding: keys.pattern(count)?,
         use_window: None,
         full_below: None,
