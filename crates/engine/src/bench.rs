@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use crate::{Engine, EngineError, Sequence, metrics::rate};
+use crate::{Engine, EngineError, metrics::rate, scheduler::BytesPerToken};
 
 /// What is timed.
 #[derive(Clone, Copy, Debug)]
@@ -34,15 +34,15 @@ pub struct BenchResult {
 
 impl Engine {
     /// Times prefill of `prompt` ids and decoding of `generate` ids after an empty context, as llama.cpp's bench does:
-    /// the ids are fixed and the text means nothing.
+    /// the ids are fixed and the text means nothing. After all that is timed comes the read bandwidth of the CPU device,
+    /// bytes a second, where it is used.
     ///
     /// # Errors
     /// Where the lengths exceed the context, or a step fails.
-    pub fn bench(&mut self, options: &BenchOptions) -> Result<Vec<BenchResult>, EngineError> {
+    pub fn bench(&mut self, options: &BenchOptions) -> Result<(Vec<BenchResult>, Option<f64>), EngineError> {
         let mut results = Vec::new();
-        for (name, tokens, chunk) in
-            [("pp", options.prompt, self.execution.plan().limits.tokens), ("tg", options.generate, 1)]
-        {
+        let bytes = BytesPerToken::of(&self.scheduler.execution);
+        for (name, tokens, chunk) in [("pp", options.prompt, self.plan().limits.tokens), ("tg", options.generate, 1)] {
             if tokens == 0 {
                 continue;
             }
@@ -53,36 +53,30 @@ impl Engine {
                 tok_per_s.push(self.timed(tokens, chunk)?);
             }
             let median_tok_per_s = median(&tok_per_s);
-            let bytes_per_token = if chunk == 1 { self.bytes_per_token(tokens / 2) } else { 0.0 };
+            let bytes_per_token = if chunk == 1 { bytes.at(tokens / 2) } else { 0.0 };
             let bytes_per_s = bytes_per_token * median_tok_per_s;
-            let roof = self.measure_bandwidth().filter(|_| bytes_per_token > 0.0);
             results.push(BenchResult {
                 test: format!("{name}{tokens}"),
                 tok_per_s,
                 median_tok_per_s,
                 bytes_per_token,
                 bytes_per_s,
-                percent_of_bandwidth: roof.map(|roof| 100.0 * bytes_per_s / roof),
+                percent_of_bandwidth: None,
             });
         }
-        Ok(results)
+        // Last, so that no test runs while the buffer of the measurement is given back.
+        let roof = self.measure_bandwidth();
+        for result in results.iter_mut().filter(|result| result.bytes_per_token > 0.0) {
+            result.percent_of_bandwidth = roof.map(|roof| 100.0 * result.bytes_per_s / roof);
+        }
+        Ok((results, roof))
     }
 
     fn timed(&mut self, tokens: usize, chunk: usize) -> Result<f64, EngineError> {
-        let vocab = self.execution.graph().vocab_in();
-        let ids: Vec<u32> = (0..tokens).map(|i| ((1000 + 7 * i) % vocab) as u32).collect();
-        let mut sequence = Sequence::default();
+        let ids: Vec<u32> = (0..tokens).map(|i| ((1000 + 7 * i) % self.vocab_in) as u32).collect();
         let start = Instant::now();
-        let mut result = Ok(());
-        for ids in ids.chunks(chunk) {
-            result = self.step(&mut sequence, ids, 1).map(|_| ());
-            if result.is_err() {
-                break;
-            }
-        }
-        let time = start.elapsed();
-        self.truncate(&mut sequence, 0);
-        result.map(|()| rate(tokens, time))
+        self.run_alone(&ids, chunk, false, &mut |_, _| ())?;
+        Ok(rate(tokens, start.elapsed()))
     }
 }
 

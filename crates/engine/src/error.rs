@@ -38,7 +38,7 @@ pub enum EngineError {
     Plan(#[from] graph::PlanError),
     /// The plan does not fit.
     #[error(
-        "the model does not fit: {device} needs {} and may use {}: {} short{hint}",
+        "the model does not fit: {device} needs {} and may use {}: {} short; {hint}",
         graph::bytes_text(*needed), graph::bytes_text(*budget), graph::bytes_text(*short)
     )]
     DoesNotFit {
@@ -52,6 +52,14 @@ pub enum EngineError {
         short: u64,
         /// What would help.
         hint: String,
+    },
+    /// More context than the model was made for.
+    #[error("a context of {asked} tokens is asked for, and the model was made for {own} at most")]
+    ContextTooLong {
+        /// Asked for.
+        asked: usize,
+        /// The model's own.
+        own: usize,
     },
     /// A device could not be opened.
     #[error("device {name}: {reason}")]
@@ -68,13 +76,13 @@ pub enum EngineError {
     #[error(transparent)]
     Run(#[from] graph::RunError),
     /// The prompt and the context do not go together.
-    #[error("the prompt has {prompt} tokens and the context holds {context}: shorten it, or raise --ctx{limit}")]
+    #[error("the prompt has {prompt} tokens and the context holds {context}: {limit}")]
     PromptTooLong {
         /// Tokens of the prompt.
         prompt: usize,
         /// Tokens the context holds.
         context: usize,
-        /// How far the context could be raised, or nothing.
+        /// What would help.
         limit: String,
     },
     /// Nothing to start from.
@@ -120,6 +128,15 @@ pub enum EngineError {
         /// Tokens of a window.
         window: usize,
     },
+    /// The answer cannot be held to what was asked of it.
+    #[error(transparent)]
+    Constraint(#[from] crate::ConstraintError),
+    /// It was ended from outside, or its time was up.
+    #[error("ended before it was done")]
+    Ended,
+    /// A tokenizer or chat template that the model was loaded without; the text is that of the error met then.
+    #[error("{0}")]
+    Unusable(String),
     /// The model has no tokenizer.
     #[error("{0} carries no tokenizer: text cannot be encoded, ids can")]
     NoTokenizer(String),
@@ -128,6 +145,9 @@ pub enum EngineError {
 impl EngineError {
     /// Whether the caller asked for something that cannot be, as against something that failed.
     pub fn is_misuse(&self) -> bool {
+        if let EngineError::Constraint(error) = self {
+            return error.is_misuse();
+        }
         matches!(
             self,
             EngineError::Setting { .. }
@@ -137,6 +157,7 @@ impl EngineError {
                 | EngineError::PromptTooLong { .. }
                 | EngineError::NoTemplate { .. }
                 | EngineError::TextTooShort { .. }
+                | EngineError::ContextTooLong { .. }
                 | EngineError::Plan(
                     graph::PlanError::Zero(_)
                         | graph::PlanError::Context { .. }

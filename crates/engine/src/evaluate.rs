@@ -1,8 +1,8 @@
 //! Logits and perplexity: what anyone checks this engine by.
 
-use crate::{Engine, EngineError, Sequence};
+use crate::{Engine, EngineError, logprobs::negative_log_likelihood};
 
-/// Logits of every token of a sequence.
+/// Logits of every token of a sequence, all in memory: [`Engine::score`] hands them over row by row.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Logits {
     /// `[tokens, vocab]`, row-major.
@@ -33,7 +33,7 @@ impl Engine {
     /// # Errors
     /// Where an id is outside the vocabulary, or the ids exceed the context.
     pub fn logits(&mut self, ids: &[u32]) -> Result<Logits, EngineError> {
-        let vocab = self.info.vocab;
+        let vocab = self.info().vocab;
         let mut values = Vec::new();
         self.score(ids, &mut |_, logits| values.extend_from_slice(logits))?;
         Ok(Logits { tokens: values.len() / vocab, values, vocab })
@@ -87,46 +87,15 @@ impl Engine {
         Ok(Perplexity { ppl: mean_nll.exp(), mean_nll, tokens, windows: count })
     }
 
-    /// Runs ids as one sequence of its own and hands over the logits of each row.
-    fn score(&mut self, ids: &[u32], row: &mut dyn FnMut(usize, &[f32])) -> Result<(), EngineError> {
-        self.check_ids(ids)?;
-        let width = self.info.vocab;
-        let limits = self.execution.plan().limits;
-        let chunk = limits.tokens.min(limits.outputs);
-        let mut sequence = Sequence::default();
-        let mut done = 0;
-        let mut result = Ok(());
-        for ids in ids.chunks(chunk) {
-            match self.step(&mut sequence, ids, ids.len()) {
-                Ok(logits) => logits.chunks_exact(width).enumerate().for_each(|(i, logits)| row(done + i, logits)),
-                Err(error) => {
-                    result = Err(error);
-                    break;
-                }
-            }
-            done += ids.len();
-        }
-        self.truncate(&mut sequence, 0);
-        result
-    }
-}
-
-/// `-log softmax(logits)[id]`, in `f64`.
-fn negative_log_likelihood(logits: &[f32], id: u32) -> f64 {
-    let largest = f64::from(logits.iter().copied().fold(f32::NEG_INFINITY, f32::max));
-    let sum: f64 = logits.iter().map(|logit| (f64::from(*logit) - largest).exp()).sum();
-    largest + sum.ln() - f64::from(logits[id as usize])
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn likelihoods_of_known_distributions() {
-        assert!((negative_log_likelihood(&[0.0; 8], 3) - 8f64.ln()).abs() < 1e-12);
-        let logits = [0.5f32, 0.25, 0.25].map(f32::ln);
-        assert!((negative_log_likelihood(&logits, 1) - 4f64.ln()).abs() < 1e-6);
-        assert!(negative_log_likelihood(&[f32::NAN, 0.0], 1).is_nan());
+    /// Runs ids as one sequence of its own. `row` hears of every token its position and `[vocab]` logits, in order.
+    ///
+    /// # Errors
+    /// As [`Engine::logits`].
+    pub fn score(&mut self, ids: &[u32], row: &mut dyn FnMut(usize, &[f32])) -> Result<(), EngineError> {
+        let limits = self.plan().limits;
+        let width = self.info().vocab;
+        self.run_alone(ids, limits.tokens.min(limits.outputs), true, &mut |first, logits| {
+            logits.chunks_exact(width).enumerate().for_each(|(index, logits)| row(first + index, logits));
+        })
     }
 }

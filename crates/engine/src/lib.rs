@@ -23,27 +23,40 @@
 //! ```
 #![forbid(unsafe_code)]
 
+mod answer;
 mod bench;
-mod blocks;
+mod constraint;
 pub mod devices;
 mod error;
 mod evaluate;
 mod generate;
+mod kv;
 mod load;
+mod logprobs;
 mod metrics;
+mod model;
+mod request;
 mod sampler;
+mod scheduler;
+mod service;
 mod source;
 mod stop;
+mod tools;
 mod vocabulary;
 
 pub use bench::{BenchOptions, BenchResult};
-pub use blocks::Sequence;
+pub use constraint::{Constraint, ConstraintError, Format, Grammar, MAX_LARK_BYTES, MAX_REGEX_BYTES, Vocabulary};
 pub use error::EngineError;
 pub use evaluate::{Logits, Perplexity};
-pub use generate::{Event, FinishReason, Generation, Request};
 pub use graph::{Arithmetic, KvType, Part, Plan, bytes_text};
-pub use load::{Engine, LoadOptions, ModelInfo};
+pub use load::{Engine, KvMemory, LoadOptions, ModelInfo, check_fits};
+pub use logprobs::TokenLogprob;
 pub use metrics::{Metrics, peak_memory_bytes};
+pub use model::Model;
+pub use request::{Event, FinishReason, Generation, Pooling, Request};
 pub use sampler::{Sampler, SamplerOptions};
+pub use scheduler::Stats;
+pub use service::{Service, ServiceOptions, Sink, SubmitError, Ticket};
 pub use source::{ModelFile, TensorGroup};
 pub use text::{Chat, ChatTemplate, Detokenizer, TextError, Tokenizer};
+pub use tools::{Delta, MAX_NAME_BYTES, MAX_TOOLS, Parser, Tool, ToolChoice, ToolFormat, ToolGrammar};

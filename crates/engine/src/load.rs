@@ -1,14 +1,18 @@
 //! Loading: the graph is built, planned and compiled while the tokenizer is read beside it.
 
-use std::sync::Arc;
+use std::{
+    ops::Deref,
+    sync::{Arc, OnceLock},
+};
 
-use graph::{Arithmetic, Execution, Graph, KvType, Part, Plan, PlanOptions, Span, Step};
-use text::{ChatTemplate, Tokenizer};
+use graph::{Arithmetic, Graph, KvType, Part, Plan, PlanOptions};
+use text::Tokenizer;
 
 use crate::{
-    EngineError, ModelFile, Sequence,
-    blocks::Blocks,
+    EngineError, Model, ModelFile, ServiceOptions, ToolFormat,
     devices::{DeviceOptions, Devices},
+    model::render,
+    scheduler::Scheduler,
     vocabulary,
 };
 
@@ -23,8 +27,10 @@ pub struct LoadOptions {
     pub isa: Option<String>,
     /// Tokens a sequence may have; `None` takes what memory allows, up to the model's own.
     pub context: Option<usize>,
-    /// Sequences held at once.
+    /// Sequences that run at once, at most.
     pub sequences: usize,
+    /// Memory for the KV cache.
+    pub kv_memory: KvMemory,
     /// Tokens of a prefill chunk.
     pub chunk: usize,
     /// Wanted outputs a step: 1 to generate, the chunk to score.
@@ -47,12 +53,40 @@ impl Default for LoadOptions {
             isa: None,
             context: None,
             sequences: 1,
+            kv_memory: KvMemory::Contexts,
             chunk: 512,
             outputs: 1,
             arithmetic: Arithmetic::Fast,
             kv: KvType::F16,
             cpu_memory: None,
             pins: Vec::new(),
+        }
+    }
+}
+
+/// Memory for the KV cache.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum KvMemory {
+    /// A full context of every sequence and no more.
+    #[default]
+    Contexts,
+    /// A quarter of what the devices have free, one full context at least: what sequences computed is kept for others
+    /// to go on from.
+    Quarter,
+    /// So many bytes, one full context at least.
+    Bytes(u64),
+}
+
+impl KvMemory {
+    fn bytes(self, devices: &Devices) -> Option<u64> {
+        match self {
+            KvMemory::Contexts => None,
+            KvMemory::Quarter => {
+                let free = devices.list().into_iter().map(|device| device.memory().available_bytes);
+                // The reference has no memory of its own to speak of.
+                Some(free.filter(|bytes| *bytes < u64::MAX).sum::<u64>() / 4)
+            }
+            KvMemory::Bytes(bytes) => Some(bytes),
         }
     }
 }
@@ -87,14 +121,19 @@ impl ModelInfo {
     }
 }
 
-/// A model, planned and compiled.
+/// A model, planned and compiled. Reads as the [`Model`].
 pub struct Engine {
-    pub(crate) info: ModelInfo,
-    pub(crate) execution: Execution,
+    pub(crate) model: Arc<Model>,
+    pub(crate) scheduler: Scheduler,
     pub(crate) devices: Devices,
-    pub(crate) blocks: Blocks,
-    tokenizer: Option<Arc<Tokenizer>>,
-    template: Option<ChatTemplate>,
+}
+
+impl Deref for Engine {
+    type Target = Model;
+
+    fn deref(&self) -> &Model {
+        &self.model
+    }
 }
 
 /// A model's graph and plan, before anything is compiled.
@@ -122,6 +161,7 @@ fn plan(file: &ModelFile, options: &LoadOptions) -> Result<Planned, EngineError>
         context: options.context,
         model_context: model.context,
         sequences: options.sequences,
+        kv_bytes: options.kv_memory.bytes(&devices),
         step_tokens: options.chunk,
         step_outputs: options.outputs,
         kv: options.kv,
@@ -129,26 +169,41 @@ fn plan(file: &ModelFile, options: &LoadOptions) -> Result<Planned, EngineError>
         budgets,
         pins: options.pins.clone(),
     };
-    let plan = graph::plan(&model.graph, &devices.list(), &plan_options)?;
+    let plan = graph::plan(&model.graph, &devices.list(), &plan_options).map_err(|error| match error {
+        graph::PlanError::Context { asked, own } => EngineError::ContextTooLong { asked, own },
+        error => EngineError::Plan(error),
+    })?;
     let info = ModelInfo::new(file, &model);
     Ok(Planned { info, graph: model.graph, devices, plan })
 }
 
-impl Engine {
-    /// The plan under these options, without loading anything.
-    ///
-    /// # Errors
-    /// Where the model cannot be built or placed. A plan that does not fit is returned, and says so.
-    pub fn plan(file: &ModelFile, options: &LoadOptions, measure: bool) -> Result<(ModelInfo, Plan), EngineError> {
-        let mut planned = plan(file, options)?;
-        if measure && let Some(cpu) = planned.devices.cpu() {
-            let rates = cpu.measure();
-            planned.plan.bytes.iter_mut().filter(|d| d.device == "cpu").for_each(|d| d.rates = Some(rates));
-        }
-        Ok((planned.info, planned.plan))
-    }
+/// Refuses a plan for which a device lacks memory.
+///
+/// # Errors
+/// [`EngineError::DoesNotFit`], with what would help.
+pub fn check_fits(plan: &Plan) -> Result<(), EngineError> {
+    let Some(short) = plan.bytes.iter().find(|bytes| bytes.short_by() > 0) else { return Ok(()) };
+    let (weights, context) = (short.weights_total() + short.mapped, plan.limits.context);
+    let hint = if weights > short.budget {
+        let weights = graph::bytes_text(weights);
+        format!("the weights alone take {weights}: a smaller model or a smaller type of weights would fit")
+    } else {
+        let (kv, rest) = (graph::bytes_text(short.kv), graph::bytes_text(short.activations));
+        // A context that nobody asked for is already the least.
+        let less = if plan.context_asked.is_some() { "a shorter context, or fewer tokens" } else { "fewer tokens" };
+        format!(
+            "the KV cache for a context of {context} tokens takes {kv}, the working memory for {} tokens at once {rest}: \
+             {less} at once need less",
+            plan.limits.tokens
+        )
+    };
+    let (device, needed, budget) = (short.device.clone(), short.total(), short.budget);
+    Err(EngineError::DoesNotFit { device, needed, budget, short: short.short_by(), hint })
+}
 
-    /// Loads a model. `progress` hears (bytes of weights done, bytes of all).
+impl Engine {
+    /// Loads a model. `progress` hears (bytes of weights done, bytes of all). A tokenizer or a chat template that
+    /// cannot be used is a notice, and an error where it is first asked for: without them the model still runs on ids.
     ///
     /// # Errors
     /// Where the model cannot be built, does not fit, or a device fails.
@@ -157,145 +212,42 @@ impl Engine {
         options: &LoadOptions,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Engine, EngineError> {
-        let Planned { info, graph, devices, plan } = plan(file, options)?;
-        if let Some(short) = plan.bytes.iter().find(|bytes| bytes.short_by() > 0) {
-            let hint = match options.context {
-                Some(context) => format!("; a context below {context} tokens (--ctx) needs less"),
-                None => "; a smaller model or a smaller type of weights would fit".to_owned(),
-            };
-            return Err(EngineError::DoesNotFit {
-                device: short.device.clone(),
-                needed: short.total(),
-                budget: short.budget,
-                short: short.short_by(),
-                hint,
-            });
-        }
-        let blocks = Blocks::new(&plan, graph.windows());
+        let Planned { mut info, graph, devices, plan } = plan(file, options)?;
+        check_fits(&plan)?;
+        let vocab_in = graph.vocab_in();
         let (execution, tokenizer) = std::thread::scope(|scope| {
             let tokenizer = scope.spawn(|| vocabulary::tokenizer(file));
-            let execution = plan.compile(graph, &devices.list(), progress);
+            let execution = plan.clone().compile(graph, &devices.list(), progress);
             (execution, tokenizer.join())
         });
-        let tokenizer = tokenizer.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?.map(Arc::new);
-        let template = vocabulary::template(file, &info.architecture, Some(&info.name))?;
-        Ok(Engine { info, execution: execution?, devices, blocks, tokenizer, template })
-    }
-
-    /// What the model is.
-    pub fn info(&self) -> &ModelInfo {
-        &self.info
-    }
-
-    /// The plan it obeys.
-    pub fn plan_in_force(&self) -> &Plan {
-        self.execution.plan()
-    }
-
-    /// Tokens a sequence may have.
-    pub fn context(&self) -> usize {
-        self.execution.plan().limits.context
-    }
-
-    /// The tokenizer.
-    ///
-    /// # Errors
-    /// Where the model carries none.
-    pub fn tokenizer(&self) -> Result<&Tokenizer, EngineError> {
-        self.tokenizer.as_deref().ok_or_else(|| EngineError::NoTokenizer(self.info.name.clone()))
-    }
-
-    pub(crate) fn shared_tokenizer(&self) -> Result<Arc<Tokenizer>, EngineError> {
-        self.tokenizer.clone().ok_or_else(|| EngineError::NoTokenizer(self.info.name.clone()))
-    }
-
-    /// The chat template; `None` for base models.
-    pub fn template(&self) -> Option<&ChatTemplate> {
-        self.template.as_ref()
-    }
-
-    /// The ids of a prompt to be completed, with the begin token where the model wants one.
-    ///
-    /// # Errors
-    /// Where the text cannot be encoded.
-    pub fn prompt(&self, text: &str) -> Result<Vec<u32>, EngineError> {
-        self.encode(text, false)
-    }
-
-    /// The ids of a rendered template: special tokens are read, and the begin token is added unless it is there.
-    ///
-    /// # Errors
-    /// Where the text cannot be encoded.
-    pub fn rendered(&self, text: &str) -> Result<Vec<u32>, EngineError> {
-        self.encode(text, true)
-    }
-
-    fn encode(&self, text: &str, parse_special: bool) -> Result<Vec<u32>, EngineError> {
-        let tokenizer = self.tokenizer()?;
-        let mut ids = tokenizer.encode(text, parse_special)?;
-        if let Some(bos) = tokenizer.bos().filter(|bos| tokenizer.add_bos() && ids.first() != Some(bos)) {
-            ids.insert(0, bos);
+        let tokenizer = tokenizer.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        let (tokenizer, tokenizer_error) = usable(tokenizer.map(|found| found.map(Arc::new)));
+        let (template, template_error) = usable(vocabulary::template(file, &info.architecture, Some(&info.name)));
+        for (what, error) in [("tokenizer", &tokenizer_error), ("chat template", &template_error)] {
+            info.notices.extend(error.iter().map(|error| format!("the {what} cannot be used: {error}")));
         }
-        Ok(ids)
-    }
-
-    /// Renders messages (objects with `role` and `content`) with the model's template.
-    ///
-    /// # Errors
-    /// Where the model has no template, or it refuses the messages.
-    pub fn render(
-        &self,
-        messages: &[serde_json::Value],
-        tools: Option<&[serde_json::Value]>,
-    ) -> Result<String, EngineError> {
-        let Some(template) = &self.template else {
-            return Err(EngineError::NoTemplate { model: self.info.name.clone() });
+        let pooling = file.pooling();
+        let scheduler = Scheduler::new(execution?, ServiceOptions::default().gap);
+        // A template that cannot be read was reported above.
+        let tool_format = ToolFormat::detect(file.template_source().ok().flatten().as_deref());
+        let model = Model {
+            info,
+            plan,
+            tokenizer,
+            tokenizer_error,
+            template,
+            template_error,
+            pooling,
+            tool_format,
+            vocabulary: OnceLock::new(),
+            vocab_in,
         };
-        render(template, self.tokenizer()?, messages, tools)
+        Ok(Engine { model: Arc::new(model), scheduler, devices })
     }
 
-    /// Refuses ids that the model does not have before any of them is fed.
-    pub(crate) fn check_ids(&self, ids: &[u32]) -> Result<(), EngineError> {
-        let vocab = self.execution.graph().vocab_in();
-        match ids.iter().find(|id| **id as usize >= vocab) {
-            Some(&id) => Err(EngineError::IdOutOfRange { id, vocab }),
-            None => Ok(()),
-        }
-    }
-
-    /// Feeds tokens of one sequence and returns the logits of the last `outputs` of them, `[outputs, vocab]`. The
-    /// tokens must fit one step.
-    pub(crate) fn step(
-        &mut self,
-        sequence: &mut Sequence,
-        ids: &[u32],
-        outputs: usize,
-    ) -> Result<&mut [f32], EngineError> {
-        let past = sequence.len();
-        let context = self.context();
-        if past + ids.len() > context || !self.blocks.grow(sequence, ids.len()) {
-            return Err(EngineError::PromptTooLong { prompt: past + ids.len(), context, limit: self.limit_hint() });
-        }
-        let positions: Vec<u32> = (past as u32..(past + ids.len()) as u32).collect();
-        let outputs: Vec<u32> = ((ids.len() - outputs) as u32..ids.len() as u32).collect();
-        let spans = [Span { rows: 0..ids.len(), past, tables: &sequence.tables }];
-        let step = Step { ids, positions: &positions, spans: &spans, outputs: &outputs };
-        let logits = self.execution.run(&step)?;
-        sequence.tokens.extend_from_slice(ids);
-        Ok(logits)
-    }
-
-    pub(crate) fn limit_hint(&self) -> String {
-        let own = self.info.context;
-        if own > self.context() { format!(" (at most {own} for this model)") } else { String::new() }
-    }
-
-    /// Cuts a sequence to its first `len` tokens, or empties it where the cache no longer holds what that needs.
-    /// Returns the tokens it has then.
-    pub fn truncate(&mut self, sequence: &mut Sequence, len: usize) -> usize {
-        let len = if self.blocks.can_truncate(sequence, len) { len } else { 0 };
-        self.blocks.truncate(sequence, len);
-        len
+    /// Threads of the CPU device, where it is used.
+    pub fn threads(&self) -> Option<usize> {
+        self.devices.cpu().map(|cpu| cpu.threads())
     }
 
     /// Measures the read bandwidth of the CPU device, where it is used.
@@ -304,29 +256,28 @@ impl Engine {
     }
 }
 
-/// Renders messages with a template and the names of a tokenizer's begin and end tokens.
-///
-/// # Errors
-/// Where the template refuses the messages.
-pub(crate) fn render(
-    template: &ChatTemplate,
-    tokenizer: &Tokenizer,
-    messages: &[serde_json::Value],
-    tools: Option<&[serde_json::Value]>,
-) -> Result<String, EngineError> {
-    let name = |id: Option<u32>| id.and_then(|id| tokenizer.token_text(id)).unwrap_or_default();
-    let chat = text::Chat {
-        messages,
-        tools,
-        add_generation_prompt: true,
-        bos_token: name(tokenizer.bos()),
-        eos_token: name(tokenizer.eos()),
-        ..text::Chat::default()
-    };
-    Ok(template.render(&chat)?)
+/// What could be read, and why the rest could not.
+fn usable<T>(read: Result<Option<T>, EngineError>) -> (Option<T>, Option<String>) {
+    match read {
+        Ok(found) => (found, None),
+        Err(error) => (None, Some(error.to_string())),
+    }
 }
 
 impl ModelFile {
+    /// The plan under these options, without loading anything.
+    ///
+    /// # Errors
+    /// Where the model cannot be built or placed. A plan that does not fit is returned, and says so.
+    pub fn plan(&self, options: &LoadOptions, measure: bool) -> Result<(ModelInfo, Plan), EngineError> {
+        let mut planned = plan(self, options)?;
+        if measure && let Some(cpu) = planned.devices.cpu() {
+            let rates = cpu.measure();
+            planned.plan.bytes.iter_mut().filter(|d| d.device == "cpu").for_each(|d| d.rates = Some(rates));
+        }
+        Ok((planned.info, planned.plan))
+    }
+
     /// The tokenizer alone, without loading the model.
     ///
     /// # Errors

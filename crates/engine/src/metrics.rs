@@ -11,13 +11,15 @@ pub struct Metrics {
     pub cached_tokens: usize,
     /// Tokens generated.
     pub generated_tokens: usize,
-    /// From the request to the first token, seconds.
+    /// From the request until it started, seconds.
+    pub queue_s: f64,
+    /// From the request to the first token, seconds; 0 where there was none.
     pub time_to_first_token_s: f64,
     /// Prompt tokens computed, a second.
     pub prefill_tok_per_s: f64,
     /// Tokens after the first, a second.
     pub decode_tok_per_s: f64,
-    /// Bytes of weights and of KV cache read for a token, on average over the answer.
+    /// Bytes of weights and of KV cache read for a token, at the final length.
     pub bytes_per_token: f64,
     /// `bytes_per_token` times `decode_tok_per_s`.
     pub decode_bytes_per_s: f64,

@@ -2,13 +2,22 @@
 //!
 //! In this order: penalties, logit bias, then (unless greedy) top-k, typical, top-p and min-p on the distribution, then
 //! temperature and the draw. The same seed gives the same text for the same logits.
+//!
+//! A pick reads the logits once for the largest, once or twice more where their sum is needed, and otherwise only what
+//! may be picked ([`cut`]): no vocabulary is sorted. The penalties cost the distinct tokens they reach.
 
-use std::collections::HashMap;
+mod cut;
+#[cfg(test)]
+mod reference;
+
+use std::collections::{HashMap, VecDeque, hash_map::Entry};
 
 use rand_pcg::{
     Pcg64,
     rand_core::{Rng, SeedableRng},
 };
+
+pub(crate) use cut::{Candidates, Scratch, largest};
 
 use crate::EngineError;
 
@@ -94,45 +103,76 @@ impl SamplerOptions {
 pub struct Sampler {
     options: SamplerOptions,
     rng: Pcg64,
-    /// Tokens of the prompt and of the answer, for the repetition penalty.
-    seen: Vec<u32>,
-    /// How often each token was generated.
-    generated: HashMap<u32, u32>,
-    candidates: Vec<Candidate>,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Candidate {
-    id: u32,
-    logit: f32,
-    p: f32,
+    /// Tokens of the prompt and of the answer that the repetition penalty reaches; empty where it is off.
+    recent: Counts,
+    /// The same in order, where a window bounds them.
+    window: VecDeque<u32>,
+    /// Tokens of the answer.
+    generated: Counts,
+    scratch: Scratch,
+    /// What typical sampling kept: ids and their logits.
+    ids: Vec<u32>,
+    logits: Vec<f32>,
 }
 
 impl Sampler {
     /// A sampler for a sequence that begins with `prompt`.
     pub fn new(options: SamplerOptions, prompt: &[u32]) -> Sampler {
-        let rng = Pcg64::seed_from_u64(options.seed);
-        Sampler { options, rng, seen: prompt.to_vec(), generated: HashMap::new(), candidates: Vec::new() }
+        let mut sampler = Sampler {
+            rng: Pcg64::seed_from_u64(options.seed),
+            options,
+            recent: Counts::default(),
+            window: VecDeque::new(),
+            generated: Counts::default(),
+            scratch: Scratch::default(),
+            ids: Vec::new(),
+            logits: Vec::new(),
+        };
+        let reach = match sampler.options.penalty_window {
+            0 => prompt.len(),
+            window => window.min(prompt.len()),
+        };
+        prompt[prompt.len() - reach..].iter().for_each(|id| sampler.see(*id));
+        sampler
+    }
+
+    /// The settings.
+    pub fn options(&self) -> &SamplerOptions {
+        &self.options
     }
 
     /// Picks the next token; `None` where no logit is a number. Changes `logits` in place.
     pub fn pick(&mut self, logits: &mut [f32]) -> Option<u32> {
         self.penalise(logits);
-        let id = if self.options.temperature == 0.0 { greedy(logits)? } else { self.draw(logits)? };
-        self.seen.push(id);
-        *self.generated.entry(id).or_insert(0) += 1;
+        let id = match self.options.temperature {
+            0.0 => Candidates::new(logits, &mut self.scratch).greedy()?,
+            temperature => self.draw(logits, temperature)?,
+        };
+        self.see(id);
+        self.generated.add(id);
         Some(id)
+    }
+
+    /// Counts a token for the repetition penalty.
+    fn see(&mut self, id: u32) {
+        if self.options.repetition_penalty == 1.0 {
+            return;
+        }
+        self.recent.add(id);
+        if self.options.penalty_window > 0 {
+            self.window.push_back(id);
+            if self.window.len() > self.options.penalty_window
+                && let Some(oldest) = self.window.pop_front()
+            {
+                self.recent.remove(oldest);
+            }
+        }
     }
 
     fn penalise(&self, logits: &mut [f32]) {
         let options = &self.options;
-        if options.repetition_penalty != 1.0 {
-            let back = if options.penalty_window == 0 { self.seen.len() } else { options.penalty_window };
-            let mut recent = self.seen[self.seen.len().saturating_sub(back)..].to_vec();
-            recent.sort_unstable();
-            recent.dedup();
-            for id in recent {
-                let logit = &mut logits[id as usize];
+        for (id, _) in &self.recent.list {
+            if let Some(logit) = logits.get_mut(*id as usize) {
                 *logit = if *logit > 0.0 {
                     *logit / options.repetition_penalty
                 } else {
@@ -140,99 +180,81 @@ impl Sampler {
                 };
             }
         }
-        for (id, count) in &self.generated {
-            logits[*id as usize] -= options.frequency_penalty * *count as f32 + options.presence_penalty;
-        }
-        for (id, bias) in &options.logit_bias {
-            logits[*id as usize] += bias;
-        }
-    }
-
-    fn draw(&mut self, logits: &[f32]) -> Option<u32> {
-        let options = &self.options;
-        let largest = logits[greedy(logits)? as usize];
-        let candidates = &mut self.candidates;
-        candidates.clear();
-        candidates.extend(
-            logits.iter().enumerate().filter(|(_, logit)| **logit > f32::NEG_INFINITY).map(|(id, logit)| Candidate {
-                id: id as u32,
-                logit: *logit,
-                p: 0.0,
-            }),
-        );
-        let by_logit = |a: &Candidate, b: &Candidate| b.logit.total_cmp(&a.logit).then(a.id.cmp(&b.id));
-        if options.top_k > 0 && options.top_k < candidates.len() {
-            candidates.select_nth_unstable_by(options.top_k - 1, by_logit);
-            candidates.truncate(options.top_k);
-        }
-        candidates.sort_unstable_by(by_logit);
-        set_probabilities(candidates, largest, 1.0);
-        if options.typical_p < 1.0 {
-            keep_typical(candidates, options.typical_p);
-            set_probabilities(candidates, largest, 1.0);
-        }
-        if options.top_p < 1.0 {
-            keep_mass(candidates, options.top_p);
-        }
-        if options.min_p > 0.0 {
-            let least = candidates[0].p * options.min_p;
-            let kept = candidates.partition_point(|c| c.p >= least).max(1);
-            candidates.truncate(kept);
-        }
-        set_probabilities(candidates, largest, options.temperature);
-        // 53 bits, as a double has.
-        let draw = (self.rng.next_u64() >> 11) as f64 / (1u64 << 53) as f64;
-        let mut sum = 0.0;
-        for candidate in candidates.iter() {
-            sum += f64::from(candidate.p);
-            if draw < sum {
-                return Some(candidate.id);
+        if options.frequency_penalty != 0.0 || options.presence_penalty != 0.0 {
+            for (id, count) in &self.generated.list {
+                if let Some(logit) = logits.get_mut(*id as usize) {
+                    *logit -= options.frequency_penalty * *count as f32 + options.presence_penalty;
+                }
             }
         }
-        candidates.last().map(|candidate| candidate.id)
-    }
-}
-
-/// The token of the largest logit, the first among equals; `None` where none is a number.
-fn greedy(logits: &[f32]) -> Option<u32> {
-    let mut best: Option<(usize, f32)> = None;
-    for (id, &logit) in logits.iter().enumerate() {
-        if logit > best.map_or(f32::NEG_INFINITY, |(_, best)| best) {
-            best = Some((id, logit));
+        for (id, bias) in &options.logit_bias {
+            if let Some(logit) = logits.get_mut(*id as usize) {
+                *logit += bias;
+            }
         }
     }
-    best.filter(|(_, logit)| logit.is_finite()).map(|(id, _)| id as u32)
-}
 
-/// Softmax of logits over temperature.
-fn set_probabilities(candidates: &mut [Candidate], largest: f32, temperature: f32) {
-    let mut sum = 0.0f64;
-    for candidate in candidates.iter_mut() {
-        candidate.p = ((candidate.logit - largest) / temperature).exp();
-        sum += f64::from(candidate.p);
+    fn draw(&mut self, logits: &[f32], temperature: f32) -> Option<u32> {
+        // 53 bits, as a double has.
+        let random = (self.rng.next_u64() >> 11) as f64 / (1u64 << 53) as f64;
+        let (mut kept, ids) = self.kept(logits)?;
+        let place = kept.draw(temperature, random)?;
+        ids.map_or(Some(place), |ids| ids.get(place as usize).copied())
     }
-    for candidate in candidates.iter_mut() {
-        candidate.p = (f64::from(candidate.p) / sum) as f32;
+
+    /// What the settings keep, and the ids of its places where those are not the ids themselves.
+    fn kept<'a>(&'a mut self, logits: &'a [f32]) -> Option<(Candidates<'a>, Option<&'a [u32]>)> {
+        let options = &self.options;
+        let mut kept = Candidates::new(logits, &mut self.scratch);
+        kept.greedy()?;
+        kept.keep_top(options.top_k);
+        let mut ids = None;
+        if options.typical_p < 1.0 {
+            kept.keep_typical(options.typical_p, &mut self.ids, &mut self.logits);
+            kept = Candidates::new(&self.logits, kept.into_scratch());
+            ids = Some(self.ids.as_slice());
+        }
+        if options.top_p < 1.0 {
+            kept.keep_mass(options.top_p);
+        }
+        if options.min_p > 0.0 {
+            kept.keep_share(options.min_p);
+        }
+        Some((kept, ids))
     }
 }
 
-/// Keeps the first whose probabilities reach `mass`, at least one; they are sorted, likeliest first.
-fn keep_mass(candidates: &mut Vec<Candidate>, mass: f32) {
-    let mut sum = 0.0;
-    let kept = candidates.iter().position(|candidate| {
-        sum += candidate.p;
-        sum >= mass
-    });
-    candidates.truncate(kept.map_or(candidates.len(), |last| last + 1));
+/// Ids and how often each was counted. Adding and removing take constant time.
+#[derive(Debug, Default)]
+struct Counts {
+    /// Each id once, with its count.
+    list: Vec<(u32, u32)>,
+    /// Where in the list an id is.
+    places: HashMap<u32, usize>,
 }
 
-/// Keeps those whose information is closest to the entropy, until they reach `mass`; leaves them sorted by logit.
-fn keep_typical(candidates: &mut Vec<Candidate>, mass: f32) {
-    let entropy: f32 = candidates.iter().filter(|c| c.p > 0.0).map(|c| -c.p * c.p.ln()).sum();
-    let distance = |c: &Candidate| if c.p > 0.0 { (-c.p.ln() - entropy).abs() } else { f32::INFINITY };
-    candidates.sort_by(|a, b| distance(a).total_cmp(&distance(b)));
-    keep_mass(candidates, mass);
-    candidates.sort_unstable_by(|a, b| b.logit.total_cmp(&a.logit).then(a.id.cmp(&b.id)));
+impl Counts {
+    fn add(&mut self, id: u32) {
+        match self.places.entry(id) {
+            Entry::Occupied(place) => self.list[*place.get()].1 += 1,
+            Entry::Vacant(place) => {
+                place.insert(self.list.len());
+                self.list.push((id, 1));
+            }
+        }
+    }
+
+    fn remove(&mut self, id: u32) {
+        let Some(&place) = self.places.get(&id) else { return };
+        self.list[place].1 -= 1;
+        if self.list[place].1 == 0 {
+            self.places.remove(&id);
+            self.list.swap_remove(place);
+            if let Some((moved, _)) = self.list.get(place) {
+                self.places.insert(*moved, place);
+            }
+        }
+    }
 }
 
 #[cfg(test)]
@@ -248,7 +270,7 @@ mod tests {
         counts
     }
 
-    fn warm() -> SamplerOptions {
+    pub(super) fn warm() -> SamplerOptions {
         SamplerOptions { temperature: 1.0, ..SamplerOptions::default() }
     }
 

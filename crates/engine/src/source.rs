@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, path::Path};
 
 use files::{gguf::Gguf, hf::HfDir};
 
-use crate::EngineError;
+use crate::{EngineError, Pooling};
 
 /// An opened model: a GGUF file (or the parts of one), or a Hugging Face directory. Weights are mapped, not read.
 #[derive(Debug)]
@@ -158,6 +158,20 @@ impl ModelFile {
     pub fn has_template(&self) -> Result<bool, EngineError> {
         let info = self.info()?;
         Ok(crate::vocabulary::template(self, &info.architecture, Some(&info.name))?.is_some())
+    }
+
+    /// How the file says that texts are embedded (`pooling_type` of GGUF: 1 is the mean, 3 the last token); the mean
+    /// where it says nothing that a causal model can do.
+    pub(crate) fn pooling(&self) -> Pooling {
+        let stated = match &self.kind {
+            Kind::Gguf(gguf) => {
+                let metadata = gguf.metadata();
+                let architecture = metadata.opt_str("general.architecture").ok().flatten().unwrap_or_default();
+                metadata.opt_u32(&format!("{architecture}.pooling_type")).ok().flatten()
+            }
+            Kind::HuggingFace(_) => None,
+        };
+        if stated == Some(3) { Pooling::Last } else { Pooling::Mean }
     }
 
     pub(crate) fn source(&self) -> models::Source<'_> {

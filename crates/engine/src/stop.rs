@@ -35,8 +35,8 @@ impl Stops {
     }
 
     /// What is still held when the text ends.
-    pub(crate) fn finish(self) -> String {
-        self.held
+    pub(crate) fn finish(&mut self) -> String {
+        std::mem::take(&mut self.held)
     }
 
     /// Bytes at the end of the held text that begin `stop`.

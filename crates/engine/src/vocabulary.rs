@@ -37,8 +37,9 @@ fn from_gguf(gguf: &Gguf, file: &ModelFile) -> Result<Option<Tokenizer>, EngineE
     if let Some(add) = flag("add_space_prefix")? {
         vocab.add_space_prefix = add;
     }
-    // SentencePiece models begin with BOS unless the file says otherwise; byte-level ones do not.
-    vocab.add_bos = flag("add_bos_token")?.unwrap_or(model == "llama");
+    if let Some(add) = flag("add_bos_token")? {
+        vocab.add_bos = add;
+    }
     vocab.add_eos = flag("add_eos_token")?.unwrap_or(false);
     Ok(Some(Tokenizer::from_vocab(vocab).map_err(|source| damaged(file, source))?))
 }
@@ -46,13 +47,14 @@ fn from_gguf(gguf: &Gguf, file: &ModelFile) -> Result<Option<Tokenizer>, EngineE
 fn from_directory(dir: &HfDir, file: &ModelFile) -> Result<Option<Tokenizer>, EngineError> {
     let Some(json) = dir.read_tokenizer_json()? else { return Ok(None) };
     let config = dir.tokenizer_config.clone().unwrap_or_default();
-    // Gemma and Llama tokenizers add BOS by the file's post-processor even where the flag is absent.
+    // What these classes of transformers do where neither the flag nor a post-processor says.
     let class = config.tokenizer_class.unwrap_or_default();
-    let begins = ["Gemma", "Llama", "CodeLlama", "PreTrained"].iter().any(|name| class.starts_with(name));
+    let usually_begins = ["Gemma", "Llama", "CodeLlama", "PreTrained"].iter().any(|name| class.starts_with(name));
     let mut tokenizer = Tokenizer::from_json(
         json.as_bytes(),
         &JsonConfig {
-            add_bos: config.add_bos_token.unwrap_or(begins && config.bos_token.is_some()),
+            add_bos: config.add_bos_token,
+            usually_begins,
             add_eos: config.add_eos_token.unwrap_or(false),
             bos: config.bos_token,
             eos: config.eos_token,

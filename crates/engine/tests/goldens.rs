@@ -1,7 +1,7 @@
 //! The real models against an independent implementation: last logits, greedy text and perplexity.
 //!
-//! The models lie in the directory `UNICORN_MODELS` (default: `~/.cache/unicorn/models`); `./test` fetches them. Where
-//! one is absent its test says so and passes, unless `UNICORN_REQUIRE_MODELS` is set.
+//! `./test` fetches the models, and [`testkit::published`] finds them. Where one is absent its test says so and passes,
+//! unless `UNICORN_REQUIRE_MODELS` is set.
 //!
 //! They run with `--release` only: a perplexity is six thousand tokens.
 
@@ -28,15 +28,7 @@ fn goldens() -> PathBuf {
 
 /// The model's file, or `None` with a word about it.
 fn model(name: &str) -> Option<PathBuf> {
-    let home = || Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache/unicorn/models"));
-    let directory = std::env::var_os("UNICORN_MODELS").map(PathBuf::from).or_else(home)?;
-    let path = directory.join(format!("{name}.gguf"));
-    if path.exists() {
-        return Some(path);
-    }
-    assert!(std::env::var_os("UNICORN_REQUIRE_MODELS").is_none(), "{} is required", path.display());
-    println!("skipped: {} is not there", path.display());
-    None
+    testkit::published(&format!("{name}.gguf"))
 }
 
 fn load(path: &std::path::Path, options: LoadOptions) -> Engine {

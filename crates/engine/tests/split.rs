@@ -25,7 +25,7 @@ fn options(device: &str, pins: &[(Part, &str)]) -> LoadOptions {
 fn logits(file: &ModelFile, options: &LoadOptions) -> (Vec<f32>, usize) {
     let mut engine = Engine::load(file, options, &mut |_, _| ()).unwrap();
     let ids: Vec<u32> = (0..50).map(|i| (i * 37 + 11) % 320).collect();
-    (engine.logits(&ids).unwrap().values, engine.plan_in_force().stages.len())
+    (engine.logits(&ids).unwrap().values, engine.plan().stages.len())
 }
 
 #[test]
@@ -49,7 +49,7 @@ fn parts_on_two_devices_give_the_same_logits() {
 #[test]
 fn the_plan_lists_both_devices() {
     let file = fixture("gemma3");
-    let (_, plan) = Engine::plan(&file, &options("cpu,reference", &[(Part::Attention, "reference")]), false).unwrap();
+    let (_, plan) = file.plan(&options("cpu,reference", &[(Part::Attention, "reference")]), false).unwrap();
     let text = plan.to_string();
     assert!(text.contains("reference") && text.contains("values cross between devices"), "{text}");
     assert_eq!(plan.bytes[0].kv, 0, "the cache lies with the attention");

@@ -52,6 +52,19 @@ impl Writer {
         self.key(key, 9, head.into_iter().chain(values.iter().map(|value| u8::from(*value))).collect())
     }
 
+    /// Sets a key to an array of f32.
+    pub fn f32s(&mut self, key: &str, values: &[f32]) -> &mut Writer {
+        let elements = values.iter().flat_map(|value| value.to_le_bytes());
+        let head = [&6u32.to_le_bytes()[..], &(values.len() as u64).to_le_bytes()].concat();
+        self.key(key, 9, head.into_iter().chain(elements).collect())
+    }
+
+    /// Sets a key to an array of strings.
+    pub fn strs<S: AsRef<str>>(&mut self, key: &str, values: &[S]) -> &mut Writer {
+        let head = [&8u32.to_le_bytes()[..], &(values.len() as u64).to_le_bytes()].concat();
+        self.key(key, 9, head.into_iter().chain(values.iter().flat_map(|value| string(value.as_ref()))).collect())
+    }
+
     /// Removes a key.
     pub fn remove(&mut self, key: &str) -> &mut Writer {
         self.keys.retain(|(name, _)| name != key);

@@ -1,5 +1,5 @@
 //! What tests share: the fixtures and their expected outputs, comparators, a session that feeds a compiled graph, the
-//! suite that runs every fixture on a device, and a writer of small GGUF files.
+//! suite that runs every fixture on a device, a writer of small GGUF files, and the way to published models.
 //!
 //! This crate is for tests: what it finds wrong, it panics about. It knows no model family and no device but the
 //! reference; the crate under test brings both, so that the expected values are the same for all.
@@ -29,10 +29,14 @@ pub mod compare;
 pub mod convert;
 mod fixture;
 pub mod gguf;
+mod published;
 pub mod safetensors;
 mod session;
+pub mod speaking;
 mod suite;
 
 pub use fixture::{Fixture, TEXT_FIXTURES};
+pub use published::published;
 pub use session::{Fed, Session};
+pub use speaking::speaking;
 pub use suite::{Bound, Build, check_fixture};

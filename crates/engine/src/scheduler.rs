@@ -1,0 +1,430 @@
+//! Many sequences on one execution.
+//!
+//! A step takes one row of every sequence that decodes and fills up with pieces of prompts, so that nobody waits for
+//! somebody's long prompt: how many rows of prompts, follows from a bound on the time between tokens and from the time
+//! that rows were measured to take. Prompts share those rows evenly; a short one is through soon, a long one comes
+//! last, none starves.
+//!
+//! Sequences start in the order they came, when a slot is free and the KV blocks suffice for their prompts. When
+//! blocks run out, the one that started last gives its own back and is computed again later, from the tokens it has:
+//! it goes on as if nothing had happened, for its sampler and its text are kept.
+
+mod compose;
+mod sequence;
+
+use std::{
+    collections::VecDeque,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use graph::{Execution, RunError, Span, Step};
+use text::Tokenizer;
+
+use crate::{EngineError, Event, FinishReason, Pooling, Request, kv::KvBlocks};
+use compose::Pace;
+pub(crate) use sequence::SequenceId;
+use sequence::{Sequence, Work};
+
+/// Tokens of prompts that a step takes at least, however slow the machine.
+const LEAST_ROWS: usize = 16;
+
+/// What the engine did so far, and does now.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct Stats {
+    /// Sequences that run.
+    pub running: usize,
+    /// Sequences that wait to start.
+    pub waiting: usize,
+    /// Sequences that can run at once.
+    pub slots: usize,
+    /// KV blocks, all groups of caches together.
+    pub kv_blocks: usize,
+    /// Of those, held by running sequences.
+    pub kv_blocks_used: usize,
+    /// Of those, held by nobody, with contents that may be used again.
+    pub kv_blocks_cached: usize,
+    /// Tokens of prompts of all sequences that started.
+    pub prompt_tokens: u64,
+    /// Of those, tokens found in the cache.
+    pub cached_tokens: u64,
+    /// Tokens generated.
+    pub generated_tokens: u64,
+    /// Steps run.
+    pub steps: u64,
+    /// Rows of all steps.
+    pub step_rows: u64,
+    /// Sequences in the last step.
+    pub batch: usize,
+    /// Sequences that gave their blocks back for others.
+    pub preemptions: u64,
+}
+
+/// Runs sequences to their ends.
+pub(crate) struct Scheduler {
+    pub(crate) execution: Execution,
+    pub(crate) blocks: KvBlocks,
+    waiting: VecDeque<Sequence>,
+    /// In the order in which they started.
+    running: Vec<Sequence>,
+    slots: usize,
+    pace: Pace,
+    bytes: BytesPerToken,
+    next_id: u64,
+    stats: Stats,
+}
+
+/// The rows of one sequence in the step that is being made.
+struct Piece {
+    /// Index into the running.
+    index: usize,
+    rows: usize,
+    /// Rows whose outputs are wanted: the last ones.
+    outputs: usize,
+}
+
+/// What a step led to, by sequence.
+pub(crate) type Outputs = Vec<(SequenceId, Event)>;
+
+impl Scheduler {
+    pub(crate) fn new(execution: Execution, gap: Duration) -> Scheduler {
+        let plan = execution.plan();
+        let blocks = KvBlocks::new(&plan.kv.blocks, execution.graph().windows());
+        let slots = plan.sequences.min(plan.limits.tokens).min(plan.limits.outputs);
+        Scheduler {
+            blocks,
+            waiting: VecDeque::new(),
+            running: Vec::new(),
+            slots,
+            pace: Pace::new(gap),
+            bytes: BytesPerToken::of(&execution),
+            next_id: 0,
+            stats: Stats::default(),
+            execution,
+        }
+    }
+
+    /// Whether nothing runs and nothing waits.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.running.is_empty() && self.waiting.is_empty()
+    }
+
+    pub(crate) fn set_gap(&mut self, gap: Duration) {
+        self.pace = Pace::new(gap);
+    }
+
+    /// The books as they stand.
+    pub(crate) fn stats(&self) -> Stats {
+        let usage = self.blocks.usage();
+        Stats {
+            running: self.running.len(),
+            waiting: self.waiting.len(),
+            slots: self.slots,
+            kv_blocks: usage.total,
+            kv_blocks_used: usage.total - usage.free - usage.cached,
+            kv_blocks_cached: usage.cached,
+            ..self.stats
+        }
+    }
+
+    fn context(&self) -> usize {
+        self.execution.plan().limits.context
+    }
+
+    /// Queues a request, `choices` times: choice `i` has the seed plus `i`, and the later ones wait for the first to
+    /// compute the prompt they share. The request was checked.
+    pub(crate) fn submit(&mut self, request: &Request, choices: usize, tokenizer: &Arc<Tokenizer>) -> Vec<SequenceId> {
+        let now = Instant::now();
+        let first = SequenceId(self.next_id);
+        let sequences = (0..choices as u64).map(|choice| {
+            let mut request = request.clone();
+            request.sampler.seed = request.sampler.seed.wrapping_add(choice);
+            if choice > 0 {
+                // The first one's are everyone's.
+                request.prompt_logprobs = None;
+            }
+            let leader = (choice > 0).then_some(first);
+            Sequence::generating(SequenceId(first.0 + choice), request, tokenizer.clone(), leader, now)
+        });
+        let sequences: Vec<Sequence> = sequences.collect();
+        self.next_id += choices as u64;
+        let ids = sequences.iter().map(|sequence| sequence.id).collect();
+        self.waiting.extend(sequences);
+        ids
+    }
+
+    /// Queues a text to be embedded.
+    pub(crate) fn submit_embedding(&mut self, ids: Vec<u32>, pooling: Pooling) -> SequenceId {
+        let id = SequenceId(self.next_id);
+        self.next_id += 1;
+        self.waiting.push_back(Sequence::embedding(id, ids, pooling, Instant::now()));
+        id
+    }
+
+    /// Ends a sequence, wherever it is; nothing where it has ended.
+    pub(crate) fn cancel(&mut self, id: SequenceId, outputs: &mut Outputs) {
+        self.end_where(&mut |sequence| sequence.id == id, FinishReason::Cancelled, outputs);
+    }
+
+    /// Ends every sequence.
+    pub(crate) fn cancel_all(&mut self, outputs: &mut Outputs) {
+        self.end_where(&mut |_| true, FinishReason::Cancelled, outputs);
+    }
+
+    fn end_where(&mut self, ends: &mut dyn FnMut(&Sequence) -> bool, finish: FinishReason, outputs: &mut Outputs) {
+        let mut ended: Vec<Sequence> = Vec::new();
+        let mut at = 0;
+        while at < self.running.len() {
+            if ends(&self.running[at]) {
+                ended.push(self.running.remove(at));
+            } else {
+                at += 1;
+            }
+        }
+        let (gone, waiting): (VecDeque<Sequence>, _) =
+            std::mem::take(&mut self.waiting).into_iter().partition(|sequence| ends(sequence));
+        self.waiting = waiting;
+        ended.extend(gone);
+        for mut sequence in ended {
+            self.give_back(&mut sequence);
+            sequence.finish(finish, &self.bytes, outputs);
+        }
+    }
+
+    /// Gives back the blocks of a sequence; what they hold stays known.
+    fn give_back(&mut self, sequence: &mut Sequence) {
+        if let Some(lease) = sequence.lease.take() {
+            self.blocks.release(lease, &sequence.tokens[..sequence.computed]);
+        }
+        sequence.computed = 0;
+    }
+
+    /// Starts what can start, and runs one step where there is anything to run.
+    pub(crate) fn step(&mut self, outputs: &mut Outputs) {
+        let now = Instant::now();
+        self.end_where(&mut |sequence| sequence.is_late(now), FinishReason::Deadline, outputs);
+        self.admit(outputs);
+        let pieces = self.compose(outputs);
+        if pieces.is_empty() {
+            return;
+        }
+        if let Err(error) = self.run(&pieces, outputs) {
+            self.fail(&pieces, &error, outputs);
+        }
+    }
+
+    /// Starts waiting sequences, first come first served, while there are slots and room for their prompts.
+    fn admit(&mut self, outputs: &mut Outputs) {
+        while self.running.len() < self.slots {
+            // One that shares its prompt waits until the first of them has computed it.
+            let is_led = |sequence: &Sequence| {
+                let leader = sequence.leader;
+                leader.is_some_and(|id| {
+                    self.running.iter().chain(&self.waiting).any(|other| other.id == id && other.is_prefilling())
+                })
+            };
+            let Some(at) = self.waiting.iter().position(|sequence| !is_led(sequence)) else { return };
+            let mut sequence = self.waiting.remove(at).expect("it was just found");
+            if let Err(error) = self.take_up(&mut sequence) {
+                sequence.fail(error, outputs);
+                continue;
+            }
+            let lease = sequence.lease.as_ref().expect("take_up made it");
+            let (past, tokens) = (sequence.computed, sequence.pending());
+            let spare = self.running.len();
+            let limit = self.execution.plan().limits.tokens;
+            if !self.running.is_empty() && !self.blocks.has_room(lease, past, tokens, limit, spare) {
+                self.give_back(&mut sequence);
+                self.waiting.insert(at, sequence);
+                return;
+            }
+            sequence.start(&mut self.stats, outputs);
+            self.running.push(sequence);
+        }
+    }
+
+    /// Takes up what is known of a sequence's tokens. The last token is always computed: its outputs are wanted.
+    fn take_up(&mut self, sequence: &mut Sequence) -> Result<(), EngineError> {
+        let known = if sequence.wants_all_rows() { 0 } else { sequence.tokens.len() - 1 };
+        let (lease, computed, copies) = self.blocks.take_up(&sequence.tokens[..known]);
+        sequence.lease = Some(lease);
+        sequence.computed = computed;
+        let mut copied = Ok(());
+        for copy in copies {
+            copied = copied.and_then(|()| self.execution.copy_block(copy.group, copy.from, copy.to));
+        }
+        if copied.is_err() {
+            // The copy is not what it should be: only what was there before is known.
+            sequence.computed = 0;
+            self.give_back(sequence);
+        }
+        Ok(copied?)
+    }
+
+    /// Decides the rows of a step and makes room for them.
+    fn compose(&mut self, outputs: &mut Outputs) -> Vec<Piece> {
+        let limits = self.execution.plan().limits;
+        let pending: Vec<usize> = self.running.iter().map(Sequence::pending).collect();
+        let rows = self.pace.rows(&pending, limits.tokens);
+        // One output of each sequence comes first; who wants those of all rows shares the rest.
+        let ending = |(sequence, rows): (&Sequence, &usize)| !sequence.wants_all_rows() && *rows == sequence.pending();
+        let mut wanted = limits.outputs - self.running.iter().zip(&rows).filter(|both| ending(*both)).count();
+        let mut pieces: Vec<Piece> = Vec::new();
+        let mut index = 0;
+        // Making room may preempt those behind, never those before.
+        while index < self.running.len() {
+            let sequence = &self.running[index];
+            let mut rows = rows[index];
+            let outputs_of = if sequence.wants_all_rows() {
+                rows = rows.min(wanted);
+                wanted -= rows;
+                rows
+            } else {
+                usize::from(rows == sequence.pending())
+            };
+            if rows == 0 {
+                index += 1;
+                continue;
+            }
+            match self.make_room(index, rows) {
+                Room::Made => {
+                    pieces.push(Piece { index, rows, outputs: outputs_of });
+                    index += 1;
+                }
+                // It is gone from the running, or they are all that is left.
+                Room::Preempted => break,
+                Room::TooSmall => {
+                    let mut sequence = self.running.remove(index);
+                    self.give_back(&mut sequence);
+                    let (prompt, context) = (sequence.tokens.len(), self.context());
+                    let limit = "the KV cache is too small for it (--kv-memory)".to_owned();
+                    sequence.fail(EngineError::PromptTooLong { prompt, context, limit }, outputs);
+                    break;
+                }
+            }
+        }
+        pieces
+    }
+
+    /// Blocks for `rows` more tokens of a running sequence, at the cost of those that started after it.
+    fn make_room(&mut self, index: usize, rows: usize) -> Room {
+        loop {
+            let sequence = &mut self.running[index];
+            let lease = sequence.lease.as_mut().expect("running sequences hold a lease");
+            if self.blocks.grow(lease, sequence.computed + rows) {
+                return Room::Made;
+            }
+            if self.running.len() == 1 {
+                return Room::TooSmall;
+            }
+            let mut last = self.running.pop().expect("there are two at least");
+            self.give_back(&mut last);
+            last.preempted();
+            self.stats.preemptions += 1;
+            self.waiting.push_front(last);
+            if self.running.len() == index {
+                return Room::Preempted;
+            }
+        }
+    }
+
+    fn run(&mut self, pieces: &[Piece], outputs: &mut Outputs) -> Result<(), RunError> {
+        let start = Instant::now();
+        let (mut ids, mut positions, mut spans, mut wanted) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        for piece in pieces {
+            let sequence = &self.running[piece.index];
+            let (past, first) = (sequence.computed, ids.len());
+            ids.extend_from_slice(&sequence.tokens[past..past + piece.rows]);
+            positions.extend(past as u32..(past + piece.rows) as u32);
+            wanted.extend((ids.len() - piece.outputs) as u32..ids.len() as u32);
+            let lease = sequence.lease.as_ref().expect("running sequences hold a lease");
+            spans.push(Span { rows: first..ids.len(), past, tables: lease.tables() });
+        }
+        let step = Step { ids: &ids, positions: &positions, spans: &spans, outputs: &wanted };
+        self.execution.run(&step)?;
+        let wanted = wanted.len();
+        self.stats.steps += 1;
+        self.stats.step_rows += ids.len() as u64;
+        self.stats.batch = pieces.len();
+        let vocab = self.execution.graph().vocab();
+        let context = self.context();
+        let mut done = Vec::new();
+        let mut first = 0;
+        for piece in pieces {
+            let sequence = &mut self.running[piece.index];
+            sequence.computed += piece.rows;
+            let lease = sequence.lease.as_mut().expect("running sequences hold a lease");
+            self.blocks.commit(lease, &sequence.tokens[..sequence.computed]);
+            let rows = first..first + piece.outputs;
+            first += piece.outputs;
+            let ended = match &sequence.work {
+                Work::Embed { .. } => {
+                    let tap = |rows| self.execution.tap_rows(models::HIDDEN, rows).expect("every model has this tap");
+                    let (hidden, width) = (tap(wanted), tap(1).len());
+                    sequence.pool(&hidden[rows.start * width..rows.end * width], width, outputs)
+                }
+                Work::Generate { .. } => {
+                    let logits = self.execution.logits_mut(wanted);
+                    let logits = &mut logits[rows.start * vocab..rows.end * vocab];
+                    sequence.advance(logits, vocab, context, &self.bytes, &mut self.stats, outputs)
+                }
+            };
+            if ended {
+                done.push(piece.index);
+            }
+        }
+        for index in done.into_iter().rev() {
+            let mut sequence = self.running.remove(index);
+            self.give_back(&mut sequence);
+        }
+        self.pace.took(start.elapsed(), pieces.iter().map(|piece| piece.rows).sum());
+        Ok(())
+    }
+
+    /// Ends the sequences of a step that failed: what their blocks hold of it is undefined.
+    fn fail(&mut self, pieces: &[Piece], error: &RunError, outputs: &mut Outputs) {
+        for piece in pieces.iter().rev() {
+            let mut sequence = self.running.remove(piece.index);
+            self.give_back(&mut sequence);
+            sequence.fail(EngineError::Run(error.clone()), outputs);
+        }
+    }
+}
+
+/// What came of making room.
+enum Room {
+    Made,
+    /// The sequence itself had to give way.
+    Preempted,
+    /// Nobody else is left to give way.
+    TooSmall,
+}
+
+/// Bytes that decoding a token reads.
+#[derive(Clone, Debug)]
+pub(crate) struct BytesPerToken {
+    weights: u64,
+    /// Of each cache its window and the bytes of a token.
+    caches: Vec<(Option<usize>, u64)>,
+}
+
+impl BytesPerToken {
+    pub(crate) fn of(execution: &Execution) -> BytesPerToken {
+        let plan = execution.plan();
+        let caches = execution.graph().caches().iter();
+        BytesPerToken {
+            weights: plan.bytes.iter().map(|device| device.read_per_token).sum(),
+            caches: caches.map(|cache| (cache.window, cache.token_bytes(plan.kv.dtype))).collect(),
+        }
+    }
+
+    /// For a sequence of this length, alone in its step.
+    pub(crate) fn at(&self, len: usize) -> f64 {
+        let seen = |window: Option<usize>| window.map_or(len, |window| window.min(len)) as u64;
+        let kv: u64 = self.caches.iter().map(|(window, bytes)| seen(*window) * bytes).sum();
+        (self.weights + kv) as f64
+    }
+}
+
+#[cfg(test)]
+mod tests;

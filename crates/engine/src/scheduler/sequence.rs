@@ -1,0 +1,243 @@
+//! One sequence on its way.
+
+use std::{sync::Arc, time::Instant};
+
+use text::Tokenizer;
+
+use super::{BytesPerToken, Outputs, Stats};
+use crate::{
+    EngineError, Event, FinishReason, Pooling, Request, TokenLogprob, answer::Answer, kv::Lease,
+    logprobs::token_logprob, metrics::rate,
+};
+
+/// Names a sequence.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) struct SequenceId(pub(crate) u64);
+
+pub(super) struct Sequence {
+    pub(super) id: SequenceId,
+    /// Prompt and answer.
+    pub(super) tokens: Vec<u32>,
+    /// Of those, tokens whose keys and values its blocks hold.
+    pub(super) computed: usize,
+    /// Its blocks, while it runs.
+    pub(super) lease: Option<Lease>,
+    /// The sequence that computes the same prompt first.
+    pub(super) leader: Option<SequenceId>,
+    pub(super) work: Work,
+    prompt: usize,
+    deadline: Option<Instant>,
+    times: Times,
+}
+
+struct Times {
+    submitted: Instant,
+    started: Option<Instant>,
+    first_token: Option<Instant>,
+}
+
+/// What it is for.
+pub(super) enum Work {
+    Generate { answer: Box<Answer>, scores: Option<Scores> },
+    Embed { pooling: Pooling, sum: Vec<f64> },
+}
+
+/// The probabilities of a prompt's tokens, as far as they are known.
+pub(super) struct Scores {
+    top: usize,
+    tokenizer: Arc<Tokenizer>,
+    known: Vec<TokenLogprob>,
+}
+
+impl Sequence {
+    pub(super) fn generating(
+        id: SequenceId,
+        request: Request,
+        tokenizer: Arc<Tokenizer>,
+        leader: Option<SequenceId>,
+        now: Instant,
+    ) -> Sequence {
+        let answer = Box::new(Answer::new(tokenizer.clone(), &request));
+        let scores = request.prompt_logprobs.map(|top| Scores { top, tokenizer, known: Vec::new() });
+        let work = Work::Generate { answer, scores };
+        Sequence { leader, deadline: request.deadline, ..Sequence::new(id, request.prompt, work, now) }
+    }
+
+    pub(super) fn embedding(id: SequenceId, ids: Vec<u32>, pooling: Pooling, now: Instant) -> Sequence {
+        Sequence::new(id, ids, Work::Embed { pooling, sum: Vec::new() }, now)
+    }
+
+    fn new(id: SequenceId, tokens: Vec<u32>, work: Work, submitted: Instant) -> Sequence {
+        let times = Times { submitted, started: None, first_token: None };
+        let prompt = tokens.len();
+        Sequence { id, tokens, computed: 0, lease: None, leader: None, work, prompt, deadline: None, times }
+    }
+
+    /// Tokens to be computed.
+    pub(super) fn pending(&self) -> usize {
+        self.tokens.len() - self.computed
+    }
+
+    /// Whether its prompt is not computed yet.
+    pub(super) fn is_prefilling(&self) -> bool {
+        self.computed < self.prompt
+    }
+
+    pub(super) fn is_late(&self, now: Instant) -> bool {
+        self.deadline.is_some_and(|deadline| deadline <= now)
+    }
+
+    /// Whether the outputs of every row are wanted, and not of the last only.
+    pub(super) fn wants_all_rows(&self) -> bool {
+        match &self.work {
+            Work::Generate { scores, .. } => scores.is_some(),
+            Work::Embed { pooling, .. } => *pooling == Pooling::Mean,
+        }
+    }
+
+    /// It was taken up.
+    pub(super) fn start(&mut self, stats: &mut Stats, outputs: &mut Outputs) {
+        let (done, total) = (self.computed, self.prompt);
+        if self.times.started.is_some() {
+            return;
+        }
+        let now = Instant::now();
+        self.times.started = Some(now);
+        stats.prompt_tokens += total as u64;
+        stats.cached_tokens += done as u64;
+        if let Work::Generate { answer, .. } = &mut self.work {
+            answer.metrics.cached_tokens = done;
+            answer.metrics.queue_s = (now - self.times.submitted).as_secs_f64();
+        }
+        outputs.push((self.id, Event::Prefill { done, total, cached: done }));
+    }
+
+    /// Its blocks went to others.
+    pub(super) fn preempted(&mut self) {
+        match &mut self.work {
+            Work::Generate { scores: Some(scores), .. } => scores.known.clear(),
+            Work::Generate { .. } => (),
+            Work::Embed { sum, .. } => sum.clear(),
+        }
+    }
+
+    /// Goes on after a step, which computed up to `self.computed`; `logits` are those of the wanted rows. Returns
+    /// whether the sequence has ended.
+    pub(super) fn advance(
+        &mut self,
+        logits: &mut [f32],
+        vocab: usize,
+        context: usize,
+        bytes: &BytesPerToken,
+        stats: &mut Stats,
+        outputs: &mut Outputs,
+    ) -> bool {
+        let Work::Generate { answer, scores } = &mut self.work else { return false };
+        let in_prompt = self.times.first_token.is_none();
+        if in_prompt {
+            let (done, total) = (self.computed.min(self.prompt), self.prompt);
+            outputs.push((self.id, Event::Prefill { done, total, cached: answer.metrics.cached_tokens }));
+        }
+        if let Some(known) = scores {
+            known.take(&self.tokens[..self.prompt], logits, vocab, self.computed);
+        }
+        if self.computed < self.tokens.len() {
+            return false;
+        }
+        if let Some(scores) = scores.take() {
+            outputs.push((self.id, Event::Prompt(scores.known)));
+        }
+        let now = Instant::now();
+        if in_prompt {
+            self.times.first_token = Some(now);
+            let since = self.times.started.unwrap_or(self.times.submitted);
+            answer.metrics.prefill_tok_per_s = rate(self.prompt - answer.metrics.cached_tokens, now - since);
+            answer.metrics.time_to_first_token_s = (now - self.times.submitted).as_secs_f64();
+        }
+        if answer.wants_none() {
+            self.end(FinishReason::Length, bytes, outputs);
+            return true;
+        }
+        let first = logits.len() - vocab;
+        match answer.pick(&mut logits[first..], self.tokens.len(), self.tokens.len() < context) {
+            Ok(picked) => {
+                stats.generated_tokens += 1;
+                self.tokens.extend(answer.ids.last());
+                if picked.finish != Some(FinishReason::Stop) || !picked.text.is_empty() || picked.logprob.is_some() {
+                    outputs.push((self.id, Event::Token { text: picked.text, logprob: picked.logprob }));
+                }
+                if let Some(finish) = picked.finish {
+                    self.end(finish, bytes, outputs);
+                }
+                picked.finish.is_some()
+            }
+            Err(error) => {
+                outputs.push((self.id, Event::Failed(error)));
+                true
+            }
+        }
+    }
+
+    fn end(&mut self, finish: FinishReason, bytes: &BytesPerToken, outputs: &mut Outputs) {
+        let Work::Generate { answer, .. } = &mut self.work else { return };
+        let metrics = &mut answer.metrics;
+        if let Some(first) = self.times.first_token {
+            metrics.decode_tok_per_s = rate(answer.ids.len().saturating_sub(1), first.elapsed());
+        }
+        metrics.bytes_per_token = bytes.at(self.tokens.len());
+        metrics.decode_bytes_per_s = metrics.bytes_per_token * metrics.decode_tok_per_s;
+        outputs.push((self.id, Event::Done(answer.take(finish))));
+    }
+
+    /// Ends it before its time.
+    pub(super) fn finish(mut self, finish: FinishReason, bytes: &BytesPerToken, outputs: &mut Outputs) {
+        let Work::Generate { answer, .. } = &mut self.work else {
+            outputs.push((self.id, Event::Failed(EngineError::Ended)));
+            return;
+        };
+        let text = answer.flush();
+        if !text.is_empty() {
+            outputs.push((self.id, Event::Token { text, logprob: None }));
+        }
+        self.end(finish, bytes, outputs);
+    }
+
+    pub(super) fn fail(self, error: EngineError, outputs: &mut Outputs) {
+        outputs.push((self.id, Event::Failed(error)));
+    }
+
+    /// Takes the hidden states of the wanted rows, `[rows, width]`; returns whether the text is embedded.
+    pub(super) fn pool(&mut self, hidden: &[f32], width: usize, outputs: &mut Outputs) -> bool {
+        let Work::Embed { sum, .. } = &mut self.work else { return false };
+        sum.resize(width, 0.0);
+        for row in hidden.chunks_exact(width) {
+            sum.iter_mut().zip(row).for_each(|(sum, x)| *sum += f64::from(*x));
+        }
+        if self.computed < self.tokens.len() {
+            return false;
+        }
+        // The length of the sum or of the mean is the same once it is 1.
+        let length = sum.iter().map(|x| x * x).sum::<f64>().sqrt();
+        let event = if length > 0.0 && length.is_finite() {
+            Event::Embedding(sum.iter().map(|x| (x / length) as f32).collect())
+        } else {
+            Event::Failed(EngineError::NotANumber { position: self.computed })
+        };
+        outputs.push((self.id, event));
+        true
+    }
+}
+
+impl Scores {
+    /// Takes the logits of rows up to token `computed`, of which those within the prompt predict a token of it.
+    fn take(&mut self, prompt: &[u32], logits: &[f32], vocab: usize, computed: usize) {
+        let rows = logits.len() / vocab;
+        let bytes = |id: u32| self.tokenizer.token_bytes(id).unwrap_or_default();
+        for (row, logits) in logits.chunks_exact(vocab).enumerate() {
+            let next = computed - rows + row + 1;
+            if let Some(id) = prompt.get(next) {
+                self.known.push(token_logprob(logits, *id, self.top, &bytes));
+            }
+        }
+    }
+}
