@@ -1,0 +1,128 @@
+//! `/v1/chat/completions`.
+
+use axum::{
+    Extension, Json,
+    extract::State,
+    response::{IntoResponse, Response},
+};
+
+use super::{FINGERPRINT, chat_stream::ChatStream, dialogue::Dialogue};
+use crate::{
+    body::Payload,
+    error::ApiError,
+    ids::{new_id, unix_s},
+    observe::Tracker,
+    running::{Delta, Running},
+    sse,
+    state::App,
+    types::{
+        chat::{Chat, ChatChoice, ChatChunk, ChatLogprobs, ChatMessage, ChatReply, ChatRequest},
+        error::ErrorReply,
+        tools::{CalledFunction, ToolCall},
+        usage::Costs,
+    },
+};
+
+/// The next message of a chat.
+#[utoipa::path(post, path = "/v1/chat/completions", tag = "OpenAI", request_body = ChatRequest, responses(
+    (status = 200, content((ChatReply = "application/json"), (ChatChunk = "text/event-stream"))),
+    (status = "4XX", body = ErrorReply), (status = "5XX", body = ErrorReply)))]
+pub(crate) async fn complete(
+    State(app): State<App>,
+    Extension(tracker): Extension<Tracker>,
+    Payload(request, share): Payload<ChatRequest>,
+) -> Result<Response, ApiError> {
+    let model = app.model(request.model.as_deref())?;
+    let chat = request.parse(&app.options.limits)?;
+    let costs = Costs::new(&model.device, chat.ignored.clone());
+    let (stream, include_usage, with_logprobs) = (chat.stream, chat.include_usage, chat.logprobs.is_some());
+    let job = dialogue(chat).job(&app, &model, share).await?;
+    let running = Running::start(&app, &model, &tracker, job)?;
+    let head = Head { id: new_id("chatcmpl-"), created: unix_s(), model: app.options.model.clone() };
+    if stream {
+        tracker.streams();
+        let events = ChatStream::new(head, running, tracker, costs, include_usage, with_logprobs);
+        return Ok(sse::response(events, app.options.timeouts.keep_alive));
+    }
+    Ok(Json(whole(head, running, costs, with_logprobs).await?).into_response())
+}
+
+fn dialogue(chat: Chat) -> Dialogue {
+    Dialogue {
+        messages: chat.messages,
+        tools: chat.tools,
+        format: chat.format,
+        format_field: "response_format",
+        prompt_field: "messages",
+        max_tokens: chat.max_tokens,
+        sampler: chat.sampler,
+        stop: chat.stop,
+        ignore_end: chat.ignore_end,
+        choices: chat.choices,
+        logprobs: chat.logprobs,
+    }
+}
+
+/// What an answer and its pieces have in common.
+pub(crate) struct Head {
+    pub(crate) id: String,
+    pub(crate) created: u64,
+    pub(crate) model: String,
+}
+
+/// An answer, as far as it is made.
+#[derive(Default)]
+struct Message {
+    text: String,
+    logprobs: ChatLogprobs,
+    calls: Vec<ToolCall>,
+    reason: &'static str,
+}
+
+async fn whole(head: Head, mut running: Running, mut costs: Costs, with_logprobs: bool) -> Result<ChatReply, ApiError> {
+    let mut messages: Vec<Message> = std::iter::repeat_with(Message::default).take(running.answers()).collect();
+    while let Some((choice, delta)) = running.next().await? {
+        let message = &mut messages[choice];
+        match delta {
+            Delta::Prompt(_) => {}
+            Delta::Text { text, logprob } => {
+                message.text += &text;
+                message.logprobs.content.extend(logprob.map(Into::into));
+            }
+            Delta::CallStart { name, .. } => {
+                let function = CalledFunction { name, arguments: String::new() };
+                message.calls.push(ToolCall { id: new_id("call_"), kind: "function", function });
+            }
+            Delta::CallArguments { index, text } => {
+                if let Some(call) = message.calls.get_mut(index) {
+                    call.function.arguments += &text;
+                }
+            }
+            Delta::Finish(finish) => {
+                message.reason = finish.reason;
+                costs.add(&finish.metrics, finish.cause, choice == 0);
+            }
+        }
+    }
+    let choice = |(index, message): (usize, Message)| ChatChoice {
+        index,
+        finish_reason: message.reason,
+        logprobs: with_logprobs.then_some(message.logprobs),
+        message: ChatMessage {
+            role: "assistant",
+            content: (message.calls.is_empty() || !message.text.is_empty()).then_some(message.text),
+            refusal: None,
+            tool_calls: message.calls,
+        },
+    };
+    Ok(ChatReply {
+        id: head.id,
+        object: "chat.completion",
+        created: head.created,
+        model: head.model,
+        choices: messages.into_iter().enumerate().map(choice).collect(),
+        usage: costs.usage,
+        system_fingerprint: FINGERPRINT,
+        unicorn: costs.unicorn,
+    })
+}

@@ -1,0 +1,137 @@
+//! The pieces of `/v1/completions`: for each answer its prompt, where that is shown, its text and its end; then the
+//! usage, where asked for, and `[DONE]`.
+
+use std::collections::VecDeque;
+
+use axum::body::Bytes;
+
+use super::{FINGERPRINT, chat::Head, chat_stream::broken, completions::Echoes};
+use crate::{
+    metrics::Outcome,
+    observe::Tracker,
+    running::{Delta, Running},
+    sse::{self, Events},
+    types::{
+        completions::{CompletionChoice, CompletionLogprobs, CompletionReply},
+        usage::Costs,
+    },
+};
+
+pub(crate) struct CompletionStream {
+    head: Head,
+    running: Running,
+    tracker: Tracker,
+    costs: Costs,
+    include_usage: bool,
+    echoes: Echoes,
+    /// Characters of each answer so far.
+    offsets: Vec<usize>,
+    /// Answers whose prompt is still to be shown.
+    unshown: VecDeque<usize>,
+    ended: bool,
+}
+
+impl CompletionStream {
+    pub(crate) fn new(
+        head: Head,
+        running: Running,
+        tracker: Tracker,
+        costs: Costs,
+        include_usage: bool,
+        echoes: Echoes,
+    ) -> CompletionStream {
+        let (answers, choices) = (running.answers(), running.choices());
+        let unshown = (0..answers).filter(|index| !echoes.text(*index, choices).is_empty()).collect();
+        let offsets = vec![0; answers];
+        CompletionStream { head, running, tracker, costs, include_usage, echoes, offsets, unshown, ended: false }
+    }
+
+    fn reply(&self, choices: Vec<CompletionChoice>) -> CompletionReply {
+        CompletionReply {
+            id: self.head.id.clone(),
+            object: "text_completion",
+            created: self.head.created,
+            model: self.head.model.clone(),
+            choices,
+            usage: self.include_usage.then_some(None),
+            system_fingerprint: FINGERPRINT,
+            unicorn: None,
+        }
+    }
+
+    fn piece(&self, index: usize, text: String, logprobs: Option<CompletionLogprobs>) -> String {
+        sse::data(&self.reply(vec![CompletionChoice { text, index, logprobs, finish_reason: None }]))
+    }
+
+    fn write(&mut self, index: usize, delta: Delta) -> String {
+        let choices = self.running.choices();
+        let lister = self.echoes.lister(index, choices);
+        let offset = &mut self.offsets[index];
+        let mut list = CompletionLogprobs::default();
+        match delta {
+            Delta::Prompt(tokens) => {
+                let Some(lister) = lister else { return String::new() };
+                lister.prompt(&mut list, offset, &tokens);
+                self.piece(index, String::new(), Some(list))
+            }
+            Delta::Text { text, logprob } => {
+                let list = lister.map(|lister| {
+                    logprob.iter().for_each(|token| lister.token(&mut list, offset, token));
+                    list
+                });
+                self.piece(index, text, list)
+            }
+            Delta::Finish(finish) => {
+                self.costs.add(&finish.metrics, finish.cause, index.is_multiple_of(choices));
+                let finish_reason = Some(finish.reason);
+                let choice = CompletionChoice { text: String::new(), index, logprobs: None, finish_reason };
+                let mut reply = self.reply(vec![choice]);
+                if self.running.is_whole() && !self.include_usage {
+                    reply.unicorn = Some(self.costs.unicorn.clone());
+                }
+                sse::data(&reply)
+            }
+            // No tools, no calls.
+            Delta::CallStart { .. } | Delta::CallArguments { .. } => String::new(),
+        }
+    }
+
+    fn end(&mut self) -> String {
+        self.tracker.ended(Outcome::Ok);
+        let mut text = String::new();
+        if self.include_usage {
+            let usage = Some(Some(self.costs.usage.clone()));
+            let unicorn = Some(self.costs.unicorn.clone());
+            text = sse::data(&CompletionReply { usage, unicorn, ..self.reply(Vec::new()) });
+        }
+        text + sse::DONE
+    }
+}
+
+impl Events for CompletionStream {
+    async fn next(&mut self) -> Option<Bytes> {
+        if self.ended {
+            return None;
+        }
+        if let Some(index) = self.unshown.pop_front() {
+            let text = self.echoes.text(index, self.running.choices()).to_owned();
+            return Some(self.piece(index, text, None).into());
+        }
+        loop {
+            let text = match self.running.next().await {
+                Ok(Some((index, delta))) => self.write(index, delta),
+                Ok(None) => {
+                    self.ended = true;
+                    self.end()
+                }
+                Err(error) => {
+                    self.ended = true;
+                    broken(&self.tracker, &error)
+                }
+            };
+            if !text.is_empty() {
+                return Some(text.into());
+            }
+        }
+    }
+}

@@ -1,0 +1,84 @@
+//! From messages to what the engine runs: for `/v1/chat/completions` and `/v1/responses`.
+
+use std::sync::Arc;
+
+use engine::{Format, Request, SamplerOptions};
+use serde_json::Value;
+
+use crate::{
+    body::Share,
+    calls::Calls,
+    error::ApiError,
+    running::Job,
+    state::{App, Model},
+    types::tools::Tools,
+};
+
+/// The next message of a chat, to be made.
+pub(crate) struct Dialogue {
+    pub(crate) messages: Vec<Value>,
+    pub(crate) tools: Option<Tools>,
+    pub(crate) format: Option<Format>,
+    /// The field that the format came in.
+    pub(crate) format_field: &'static str,
+    /// The field that the messages came in.
+    pub(crate) prompt_field: &'static str,
+    pub(crate) max_tokens: Option<usize>,
+    pub(crate) sampler: SamplerOptions,
+    pub(crate) stop: Vec<String>,
+    pub(crate) ignore_end: bool,
+    pub(crate) choices: usize,
+    pub(crate) logprobs: Option<usize>,
+}
+
+impl Dialogue {
+    /// Renders, encodes and compiles, aside. `share` is the request's share of memory, given back when its text is no
+    /// longer needed.
+    pub(crate) async fn job(self, app: &App, model: &Arc<Model>, share: Share) -> Result<Job, ApiError> {
+        let (model, most) = (model.clone(), app.options.limits.prompt_tokens);
+        let work = move || {
+            let job = self.prepare(&model, most);
+            drop(share);
+            job
+        };
+        app.aside(work).await?
+    }
+
+    fn prepare(self, model: &Model, most_tokens: Option<usize>) -> Result<Job, ApiError> {
+        let service = &model.service;
+        check_sampler(model, &self.sampler)?;
+        let calls = Calls::new(model, self.tools.as_ref());
+        let grammar = calls.grammar(model, self.format.as_ref(), self.format_field)?;
+        let failed = |error| ApiError::engine(&error, self.prompt_field);
+        let messages = calls.messages(&self.messages);
+        let text = service.render(&messages, calls.declared().as_deref()).map_err(failed)?;
+        let prompt = service.rendered(&text).map_err(failed)?;
+        check_length(prompt.len(), most_tokens, self.prompt_field)?;
+        let request = Request {
+            prompt,
+            chat: true,
+            max_tokens: self.max_tokens,
+            sampler: self.sampler,
+            stop: self.stop,
+            ignore_end: self.ignore_end,
+            logprobs: self.logprobs,
+            grammar,
+            ..Request::default()
+        };
+        Ok(Job { requests: vec![request], choices: self.choices, calls: Some(calls), prompt_field: self.prompt_field })
+    }
+}
+
+/// Refuses settings that the engine would, before the work of a prompt is done. An id beyond the vocabulary is one of
+/// `logit_bias` here, and one of the prompt later.
+pub(crate) fn check_sampler(model: &Model, sampler: &SamplerOptions) -> Result<(), ApiError> {
+    sampler.check(model.service.info().vocab).map_err(|error| ApiError::engine(&error, "logit_bias"))
+}
+
+/// Refuses a prompt beyond the limit on prompts; the engine refuses one beyond the context.
+pub(crate) fn check_length(tokens: usize, most: Option<usize>, path: &str) -> Result<(), ApiError> {
+    match most {
+        Some(most) if tokens > most => Err(ApiError::too_long(tokens, most, path)),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,75 @@
+//! `/tokenize` and `/detokenize`, with the fields of llama.cpp's server (`content`, `add_special`, `with_pieces`) and of
+//! vLLM's (`prompt` or `messages`, `add_special_tokens`).
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use super::{messages::Message, tools::Tool};
+
+/// A request for the ids of a text.
+#[derive(Clone, Debug, Deserialize, ToSchema)]
+pub(crate) struct TokenizeRequest {
+    /// The model's name, or nothing.
+    pub(crate) model: Option<String>,
+    /// The text; no begin token is added unless asked for.
+    pub(crate) content: Option<String>,
+    /// The text; the begin token is added where the model wants one, unless refused.
+    pub(crate) prompt: Option<String>,
+    /// A chat, which is rendered by the model's template.
+    pub(crate) messages: Option<Vec<Message>>,
+    /// Tools for the template.
+    pub(crate) tools: Option<Vec<Tool>>,
+    /// Whether the begin token is added.
+    #[serde(alias = "add_special_tokens")]
+    pub(crate) add_special: Option<bool>,
+    /// Whether names of special tokens in the text become those tokens; true where absent.
+    pub(crate) parse_special: Option<bool>,
+    /// Whether each id comes with its text.
+    pub(crate) with_pieces: Option<bool>,
+}
+
+/// The ids of a text.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub(crate) struct TokenizeReply {
+    /// The ids; with `with_pieces` objects of `id` and `piece`.
+    #[schema(value_type = Vec<Object>)]
+    pub(crate) tokens: Vec<TokenOrPiece>,
+    /// How many they are.
+    pub(crate) count: usize,
+    /// Tokens of prompt and answer together at most.
+    pub(crate) max_model_len: usize,
+}
+
+/// An id, or an id with its text.
+#[derive(Clone, Debug, Serialize)]
+#[serde(untagged)]
+pub(crate) enum TokenOrPiece {
+    Token(u32),
+    Piece { id: u32, piece: Piece },
+}
+
+/// The text of a token, or its bytes where they are no whole character.
+#[derive(Clone, Debug, Serialize)]
+#[serde(untagged)]
+pub(crate) enum Piece {
+    Text(String),
+    Bytes(Vec<u8>),
+}
+
+/// A request for the text of ids.
+#[derive(Clone, Debug, Deserialize, ToSchema)]
+pub(crate) struct DetokenizeRequest {
+    /// The model's name, or nothing.
+    pub(crate) model: Option<String>,
+    /// The ids.
+    pub(crate) tokens: Vec<u32>,
+}
+
+/// The text of ids, under the names of llama.cpp's server and of vLLM's.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub(crate) struct DetokenizeReply {
+    /// The text.
+    pub(crate) content: String,
+    /// The text.
+    pub(crate) prompt: String,
+}
