@@ -1,7 +1,8 @@
 //! Dependencies between the crates of this repository point down.
 //!
 //! ```text
-//! 4  server  cli
+//! 5  cli
+//! 4  server
 //! 3  engine
 //! 2  cpu  vulkan  xdna  models  quantize
 //! 1  files  text  graph  store
@@ -10,7 +11,7 @@
 //!
 //! A crate depends on crates of strictly lower floors. So a model knows no device and a device no model, for they
 //! share a floor. `server` and `cli` see the engine and nothing below it, but for `store`, which knows names and no
-//! tensor. Tests may use `testkit`; nothing that ships may.
+//! tensor; `cli` starts the server, so it stands above it. Tests may use `testkit`; nothing that ships may.
 
 use crate::workspace::{self, Package};
 use crate::{Error, Report};
@@ -42,7 +43,7 @@ const PLACES: &[(&str, Place)] = &[
     ("quantize", Place::Floor(2)),
     ("engine", Place::Floor(3)),
     ("server", Place::Only(4, &["engine", "store"])),
-    ("cli", Place::Only(4, &["engine", "store"])),
+    ("cli", Place::Only(5, &["engine", "server", "store"])),
     ("testkit", Place::Tests { below: 2 }),
     ("xtask", Place::Outside),
 ];
@@ -149,10 +150,10 @@ mod tests {
             ("models", "vulkan", Some("dev"), "floor 2"),
             ("text", "files", None, "floor 1"),
             ("graph", "engine", Some("build"), "floor 3"),
-            ("engine", "cli", None, "floor 4"),
-            ("server", "cli", None, "floor 4"),
-            ("cli", "tensor", None, "may only use engine, store"),
-            ("cli", "cpu", Some("dev"), "may only use engine, store"),
+            ("engine", "cli", None, "floor 5"),
+            ("server", "cli", None, "floor 5"),
+            ("cli", "tensor", None, "may only use engine, server, store"),
+            ("cli", "cpu", Some("dev"), "may only use engine, server, store"),
             ("server", "graph", None, "may only use engine, store"),
             ("files", "testkit", None, "make it a dev-dependency"),
             ("files", "testkit", Some("build"), "make it a dev-dependency"),

@@ -5,7 +5,7 @@ use std::{
     ops::ControlFlow,
 };
 
-use engine::{Engine, Event, FinishReason, Generation, Metrics, Request, Sequence};
+use engine::{Engine, Event, FinishReason, Generation, Metrics, Request};
 
 use crate::{
     interrupt::Answering,
@@ -14,19 +14,27 @@ use crate::{
     progress::{Bar, Unit},
 };
 
-/// Generates an answer in `sequence`. With `show`, its text goes to stdout as it comes, and a line end after it.
+/// What is seen of an answer while it is made.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Shown {
+    /// Its text, on stdout as it comes, and a line end after it.
+    pub(crate) text: bool,
+    /// A bar on stderr while a long prompt is computed.
+    pub(crate) progress: bool,
+}
+
+/// Generates an answer, unless `watch` is asked to stop.
 ///
 /// # Errors
 /// What the engine reports, and what writing to stdout reports.
 pub(crate) fn answer(
     engine: &mut Engine,
-    sequence: &mut Sequence,
     request: &Request,
-    show: bool,
+    watch: &Answering,
+    show: Shown,
 ) -> anyhow::Result<Generation> {
     let terminal = io::stdout().is_terminal();
-    let watch = Answering::begin();
-    let mut bar = Bar::new("prompt", Unit::Count);
+    let mut bar = Bar::new("prompt", Unit::Count, show.progress);
     let mut written = Ok(());
     let mut ends_line = false;
     let mut show_text = |text: &str| {
@@ -34,9 +42,9 @@ pub(crate) fn answer(
         written = if terminal { print(&for_terminal(text)) } else { print(text) };
         written.is_err()
     };
-    let result = engine.continue_sequence(sequence, request, &mut |event| {
+    let result = engine.generate(request, &mut |event| {
         let failed = match event {
-            Event::Prefill { done, total } if done < total => {
+            Event::Prefill { done, total, .. } if done < total => {
                 bar.at(done as u64, total as u64);
                 false
             }
@@ -44,15 +52,15 @@ pub(crate) fn answer(
                 bar.clear();
                 false
             }
-            Event::Text(text) => show && show_text(text),
+            Event::Token { text, .. } => show.text && !text.is_empty() && show_text(&text),
+            _ => false,
         };
         if failed || watch.stop_asked() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     });
     drop(bar);
-    drop(watch);
     written?;
     let generation = result.map_err(|error| naming(error, &engine.info().name))?;
-    if show && !ends_line {
+    if show.text && !ends_line {
         print("\n")?;
     }
     Ok(generation)
@@ -67,13 +75,10 @@ pub(crate) fn footer(generation: &Generation, context: usize) -> String {
 
 /// The same in one line, for a conversation of which the context holds `len` tokens.
 pub(crate) fn short_footer(metrics: &Metrics, finish: FinishReason, len: usize, context: usize) -> String {
-    let mut line = format!(
-        "[{} + {} tokens{}; first after {:.2} s",
-        metrics.prompt_tokens,
-        metrics.generated_tokens,
-        cached(metrics),
-        metrics.time_to_first_token_s
-    );
+    let mut line = format!("[{} + {} tokens{}", metrics.prompt_tokens, metrics.generated_tokens, cached(metrics));
+    if metrics.generated_tokens > 0 {
+        line += &format!("; first after {:.2} s", metrics.time_to_first_token_s);
+    }
     if metrics.decode_tok_per_s > 0.0 {
         line += &format!("; {:.1} tok/s", metrics.decode_tok_per_s);
         if let Some(percent) = metrics.percent_of_bandwidth() {
@@ -83,19 +88,21 @@ pub(crate) fn short_footer(metrics: &Metrics, finish: FinishReason, len: usize, 
     let cut = match finish {
         FinishReason::Cancelled => "; interrupted",
         FinishReason::Length => "; cut by --max-tokens",
-        FinishReason::Stop | FinishReason::Context => "",
+        FinishReason::Stop | FinishReason::Context | FinishReason::Deadline => "",
     };
     format!("{line}; context {len} of {context}{cut}]")
 }
 
 fn prompt_line(metrics: &Metrics) -> String {
-    format!(
-        "prompt {} tokens{}, {:.1} tok/s; first token after {:.2} s",
-        metrics.prompt_tokens,
-        cached(metrics),
-        metrics.prefill_tok_per_s,
-        metrics.time_to_first_token_s
-    )
+    let mut line = format!("prompt {} tokens{}", metrics.prompt_tokens, cached(metrics));
+    // An answer that was broken off before the prompt was computed has neither.
+    if metrics.prefill_tok_per_s > 0.0 {
+        line += &format!(", {:.1} tok/s", metrics.prefill_tok_per_s);
+    }
+    if metrics.generated_tokens > 0 {
+        line += &format!("; first token after {:.2} s", metrics.time_to_first_token_s);
+    }
+    line
 }
 
 /// Tokens of the prompt that were not computed again.
@@ -124,6 +131,7 @@ fn ended(generation: &Generation, context: usize) -> String {
         FinishReason::Length => "ended by --max-tokens".to_owned(),
         FinishReason::Context => format!("cut: the context of {context} tokens is full"),
         FinishReason::Cancelled => "interrupted".to_owned(),
+        FinishReason::Deadline => "its time was up".to_owned(),
     }
 }
 
@@ -137,6 +145,7 @@ mod tests {
             prompt_tokens: 35,
             cached_tokens: 12,
             generated_tokens: 64,
+            queue_s: 0.0,
             time_to_first_token_s: 0.16,
             prefill_tok_per_s: 212.34,
             decode_tok_per_s: 88.06,
@@ -157,6 +166,14 @@ mod tests {
         );
         let single = Metrics { generated_tokens: 1, decode_tok_per_s: 0.0, ..metrics };
         assert!(text(single).contains("generated 1 tokens; ended"), "{}", text(single));
+        let none = Metrics { generated_tokens: 0, ..single };
+        assert!(text(none).contains("212.3 tok/s\ngenerated 0 tokens; ended"), "{}", text(none));
+        let broken_off = Metrics { prefill_tok_per_s: 0.0, time_to_first_token_s: 0.0, ..none };
+        assert!(text(broken_off).starts_with("prompt 35 tokens (12 cached)\ngenerated 0"), "{}", text(broken_off));
+        assert_eq!(
+            short_footer(&broken_off, FinishReason::Cancelled, 35, 64),
+            "[35 + 0 tokens (12 cached); context 35 of 64; interrupted]"
+        );
         let impossible = Metrics { decode_bytes_per_s: 12e9, ..metrics };
         assert!(text(impossible).contains("109 % of the 11.0 GB/s measured (measuring error)"), "{}", text(impossible));
     }

@@ -11,6 +11,7 @@ const EXAMPLES: &str = "\
 Examples:
   unicorn run --model smollm2-135m \"Why is the sky blue?\"
   unicorn chat --model Qwen/Qwen2.5-1.5B-Instruct-GGUF
+  unicorn serve --model model.gguf
   unicorn plan --model model.gguf --ctx 8192
   unicorn bench --model model.gguf
 
@@ -44,6 +45,7 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     Run(commands::run::RunArgs),
     Chat(commands::chat::ChatArgs),
+    Serve(commands::serve::ServeArgs),
     Inspect(commands::inspect::InspectArgs),
     Plan(commands::plan::PlanArgs),
     Bench(commands::bench::BenchArgs),
@@ -65,6 +67,7 @@ impl Command {
         match self {
             Command::Run(args) => args.execute(),
             Command::Chat(args) => args.execute(),
+            Command::Serve(args) => args.execute(),
             Command::Inspect(args) => args.execute(),
             Command::Plan(args) => args.execute(),
             Command::Bench(args) => args.execute(),
@@ -90,6 +93,17 @@ pub(crate) struct ModelArg {
     pub(crate) model: Option<String>,
 }
 
+/// How the CPU device computes.
+#[derive(Debug, Args)]
+pub(crate) struct CpuArgs {
+    /// Threads of the CPU device [default: one for each core]
+    #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub(crate) threads: Option<u16>,
+    /// Instruction set of the CPU device: avx512, avx2 or portable [default: the best of this processor]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) isa: Option<String>,
+}
+
 /// How a model is placed and computed.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Placement and arithmetic")]
@@ -98,17 +112,13 @@ pub(crate) struct LoadArgs {
     /// others by)
     #[arg(long, value_name = "NAMES", default_value = "auto")]
     pub(crate) device: String,
-    /// Threads of the CPU device [default: one for each core]
-    #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
-    pub(crate) threads: Option<u16>,
-    /// Instruction set of the CPU device: avx512, avx2 or portable [default: the best of this processor]
-    #[arg(long, value_name = "NAME")]
-    pub(crate) isa: Option<String>,
+    #[command(flatten)]
+    pub(crate) cpu: CpuArgs,
     /// Tokens that prompt and answer may have together [default: what memory allows, up to the model's own]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = parse_count)]
     pub(crate) ctx: Option<usize>,
     /// Tokens of the prompt computed at once
-    #[arg(long, value_name = "N", default_value_t = 512)]
+    #[arg(long, value_name = "N", default_value_t = 512, value_parser = parse_count)]
     pub(crate) chunk: usize,
     /// How products are computed: fast keeps the quality of the weights, f32 is for comparisons
     #[arg(long, value_enum, default_value = "fast")]
@@ -129,8 +139,8 @@ impl LoadArgs {
     pub(crate) fn options(&self) -> LoadOptions {
         LoadOptions {
             device: self.device.clone(),
-            threads: self.threads.map(usize::from),
-            isa: self.isa.clone(),
+            threads: self.cpu.threads.map(usize::from),
+            isa: self.cpu.isa.clone(),
             context: self.ctx,
             chunk: self.chunk,
             arithmetic: self.arithmetic.into(),
@@ -139,6 +149,11 @@ impl LoadArgs {
             pins: self.place.clone(),
             ..LoadOptions::default()
         }
+    }
+
+    /// The flag that sets the context: `otherwise` where the command derives it from that.
+    pub(crate) fn context_flag(&self, otherwise: &'static str) -> &'static str {
+        if self.ctx.is_some() { "--ctx" } else { otherwise }
     }
 
     /// For a sequence of `tokens`, all of whose logits are wanted: no more context than that unless asked for.
@@ -254,8 +269,17 @@ impl From<KvName> for KvType {
     }
 }
 
+/// A number of tokens, at least 1.
+pub(crate) fn parse_count(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(0) => Err("expected at least 1".to_owned()),
+        Ok(count) => Ok(count),
+        Err(_) => Err("expected a number".to_owned()),
+    }
+}
+
 /// `8GiB`, `500MB`, `1.5 GiB` or plain bytes.
-fn parse_bytes(text: &str) -> Result<u64, String> {
+pub(crate) fn parse_bytes(text: &str) -> Result<u64, String> {
     let text = text.trim();
     let split = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
     let (number, unit) = text.split_at(split);

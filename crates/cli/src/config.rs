@@ -5,12 +5,14 @@
 
 use std::{
     collections::BTreeMap,
-    env, fs, io,
+    env,
+    ffi::OsString,
+    fs, io,
     path::{Path, PathBuf},
 };
 
 use anyhow::Context;
-use clap::{ArgAction, ArgMatches, Command};
+use clap::{ArgAction, ArgMatches, Command, error::ErrorKind};
 use toml::{Table, Value};
 
 use crate::exit::{clap_message, usage};
@@ -18,26 +20,48 @@ use crate::exit::{clap_message, usage};
 /// Larger than anyone writes by hand.
 const LARGEST_BYTES: u64 = 1 << 20;
 
-/// Parses the arguments again with the defaults of the config file, where there is one.
+/// Why arguments could not be understood.
+#[derive(Debug)]
+pub(crate) enum ParseError {
+    /// What was typed, or a call for help or the version.
+    Arguments(clap::Error),
+    /// The config file.
+    File(anyhow::Error),
+}
+
+impl From<clap::Error> for ParseError {
+    fn from(error: clap::Error) -> ParseError {
+        ParseError::Arguments(error)
+    }
+}
+
+impl From<anyhow::Error> for ParseError {
+    fn from(error: anyhow::Error) -> ParseError {
+        ParseError::File(error)
+    }
+}
+
+/// Parses the arguments with the defaults of the config file, where there is one.
 ///
 /// # Errors
-/// Where a file that was named is missing, or any file has a key that is no flag or a value that its flag refuses.
-pub(crate) fn with_defaults(
-    command: Command,
-    matches: ArgMatches,
-    arguments: &[std::ffi::OsString],
-) -> anyhow::Result<ArgMatches> {
-    let typed = matches.get_one::<PathBuf>("config").cloned();
-    let Some((path, text)) = read(typed)? else { return Ok(matches) };
-    let file = path.display();
-    let table: Table =
-        text.parse().map_err(|error: toml::de::Error| usage(format!("{file}: {}", located(&text, &error))))?;
-    let name = matches.subcommand_name().unwrap_or_default();
-    let defaults = defaults(&command, &table, name).map_err(|problem| usage(format!("{file}: {problem}")))?;
-    // The same arguments parsed without the file, so what fails now is in the file.
-    with(command, name, defaults)
-        .try_get_matches_from(arguments)
-        .map_err(|error| usage(format!("{file}: {}", clap_message(&error))))
+/// Where the arguments are wrong, a file that was named is missing, or any file has a key that is no flag or a value
+/// that its flag refuses.
+pub(crate) fn parse(command: Command, arguments: &[OsString]) -> Result<ArgMatches, ParseError> {
+    let strict = |command: Command| command.try_get_matches_from(arguments);
+    // What the file may supply is not asked for yet: this finds the command and the file, and passes errors over.
+    let found = strict(command.clone().ignore_errors(true))?;
+    let Some(name) = found.subcommand_name() else { return Ok(strict(command)?) };
+    let typed = found.try_get_one::<PathBuf>("config").ok().flatten().cloned();
+    let Some((path, text)) = read(typed)? else { return Ok(strict(command)?) };
+    let in_file = |problem: String| usage(format!("{}: {problem}", path.display()));
+    let table: Table = text.parse().map_err(|error: toml::de::Error| in_file(located(&text, &error)))?;
+    let defaults = defaults(&command, &table, name).map_err(in_file)?;
+    strict(with(command.clone(), name, defaults)).map_err(|error| match strict(command) {
+        // Wrong without the file, and for more than the lack of it.
+        Err(typed) if typed.kind() != ErrorKind::MissingRequiredArgument => typed.into(),
+        Err(_) if error.kind() == ErrorKind::MissingRequiredArgument => error.into(),
+        _ => in_file(clap_message(&error)).into(),
+    })
 }
 
 /// The file's path and text; `None` where there is none and none was asked for.

@@ -1,12 +1,12 @@
 //! From an error to one line on stderr and an exit code: 2 for misuse, 1 for failure, 130 when interrupted.
 
-use std::{fmt, io, process::ExitCode};
+use std::{fmt, io::ErrorKind::BrokenPipe, process::ExitCode};
 
 use clap::error::ErrorKind;
 use engine::EngineError;
 use store::StoreError;
 
-use crate::output::{note, one_line};
+use crate::output::{StdoutError, note, one_line};
 
 /// Ended by Ctrl-C: 128 and the number of SIGINT, as shells count.
 pub(crate) const INTERRUPTED: u8 = 130;
@@ -33,14 +33,16 @@ pub(crate) fn usage(text: impl Into<String>) -> anyhow::Error {
 
 /// Prints an error and tells the exit code. A reader that went away (`unicorn ... | head`) is no error.
 pub(crate) fn report(error: &anyhow::Error) -> ExitCode {
-    let broken_pipe = |cause: &(dyn std::error::Error + 'static)| {
-        cause.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
-    };
-    if error.chain().any(broken_pipe) {
+    if reader_left(error) {
         return ExitCode::SUCCESS;
     }
     note(format_args!("unicorn: {}", message(error)));
     ExitCode::from(if is_misuse(error) { MISUSE } else { FAILURE })
+}
+
+/// Whether all that went wrong is that nobody reads standard output any more.
+fn reader_left(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| cause.downcast_ref::<StdoutError>().is_some_and(|error| error.0.kind() == BrokenPipe))
 }
 
 /// Prints what clap has to say: help and version as they are, an error on one line.
@@ -104,6 +106,19 @@ mod tests {
             (anyhow::anyhow!("\u{1b}[2Jgone"), "\u{fffd}[2Jgone"),
         ] {
             assert_eq!(message(&error), want);
+        }
+    }
+
+    #[test]
+    fn only_standard_output_may_lose_its_reader() {
+        let gone = || std::io::Error::from(BrokenPipe);
+        for (error, left) in [
+            (StdoutError(gone()).into(), true),
+            (anyhow::Error::new(StdoutError(gone())).context("model.gguf"), true),
+            (StdoutError(std::io::ErrorKind::StorageFull.into()).into(), false),
+            (anyhow::Error::new(gone()).context("cannot write out.json"), false),
+        ] {
+            assert_eq!(reader_left(&error), left, "{error:?}");
         }
     }
 

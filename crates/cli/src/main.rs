@@ -34,16 +34,9 @@ use crate::args::Cli;
 
 fn main() -> ExitCode {
     let arguments: Vec<_> = std::env::args_os().collect();
-    let matches = match Cli::command().try_get_matches_from(&arguments) {
-        Ok(matches) => matches,
-        Err(error) => return exit::report_clap(&error),
-    };
-    let matches = match config::with_defaults(Cli::command(), matches, &arguments) {
-        Ok(matches) => matches,
-        Err(error) => return exit::report(&error),
-    };
-    match Cli::from_arg_matches(&matches) {
+    match config::parse(Cli::command(), &arguments).and_then(|matches| Ok(Cli::from_arg_matches(&matches)?)) {
         Ok(cli) => cli.command.execute().unwrap_or_else(|error| exit::report(&error)),
-        Err(error) => exit::report_clap(&error),
+        Err(config::ParseError::Arguments(error)) => exit::report_clap(&error),
+        Err(config::ParseError::File(error)) => exit::report(&error),
     }
 }

@@ -16,14 +16,22 @@ use crate::{
     progress::{Bar, Unit},
 };
 
-/// Opens the model of this name; where none is given, the only one of the store.
+/// Opens the model of this name; where none is given, the only one of the store, and says which that is.
 ///
 /// # Errors
 /// Where there is no such model, or its file breaks its format.
 pub(crate) fn open(name: Option<&str>) -> anyhow::Result<ModelFile> {
+    open_and_say(name, true)
+}
+
+/// As [`open`], and says which one it takes only where that is wanted.
+///
+/// # Errors
+/// As [`open`].
+pub(crate) fn open_and_say(name: Option<&str>, says: bool) -> anyhow::Result<ModelFile> {
     let path = match name {
         Some(name) => resolve(name)?,
-        None => only_one()?,
+        None => only_one(says)?,
     };
     ModelFile::open(&path).map_err(|error| naming(error, &path.to_string_lossy()))
 }
@@ -37,7 +45,7 @@ fn resolve(name: &str) -> anyhow::Result<PathBuf> {
     }
 }
 
-fn only_one() -> anyhow::Result<PathBuf> {
+fn only_one(says: bool) -> anyhow::Result<PathBuf> {
     let store = Store::open_default()?;
     let whole: Vec<_> = store.list()?.into_iter().filter(|entry| entry.kind != Kind::Partial).collect();
     match &whole[..] {
@@ -46,7 +54,9 @@ fn only_one() -> anyhow::Result<PathBuf> {
             store.dir().display()
         ))),
         [entry] => {
-            note(format_args!("no --model given: taking {}, the only one there is", one_line(&entry.name)));
+            if says {
+                note(format_args!("no --model given: taking {}, the only one there is", one_line(&entry.name)));
+            }
             Ok(store.resolve(&entry.name)?)
         }
         entries => {
@@ -58,7 +68,16 @@ fn only_one() -> anyhow::Result<PathBuf> {
 
 /// An error of the engine that says which file it is about. What the user asked for wrongly is not about the file.
 pub(crate) fn naming(error: EngineError, file: &str) -> anyhow::Error {
+    naming_for(error, file, "--ctx")
+}
+
+/// As [`naming`], where a context that the model does not have comes from the flag `context_flag`.
+fn naming_for(error: EngineError, file: &str, context_flag: &str) -> anyhow::Error {
     let short = file.trim_end_matches('/').rsplit('/').next().unwrap_or(file);
+    if let EngineError::ContextTooLong { asked, own } = error {
+        let short = one_line(short);
+        return usage(format!("{context_flag}: a context of {asked} tokens, and {short} was made for {own} at most"));
+    }
     let named = error.is_misuse() || error.to_string().contains(short);
     let error = anyhow::Error::new(error);
     if named { error } else { error.context(one_line(short)) }
@@ -77,18 +96,48 @@ pub(crate) struct Loaded {
 /// # Errors
 /// What the engine reports, with the file's name.
 pub(crate) fn load(file: &ModelFile, options: &LoadOptions, quiet: bool) -> anyhow::Result<Loaded> {
+    load_for(file, options, "--ctx", quiet)
+}
+
+/// As [`load`], where the context comes from the flag `context_flag`.
+///
+/// # Errors
+/// As [`load`].
+pub(crate) fn load_for(
+    file: &ModelFile,
+    options: &LoadOptions,
+    context_flag: &str,
+    quiet: bool,
+) -> anyhow::Result<Loaded> {
+    load_with(file, options, context_flag, quiet, &mut |_, _| ())
+}
+
+/// As [`load_for`]; `progress` hears (bytes of weights done, bytes of all) beside the bar.
+///
+/// # Errors
+/// As [`load`].
+pub(crate) fn load_with(
+    file: &ModelFile,
+    options: &LoadOptions,
+    context_flag: &str,
+    quiet: bool,
+    progress: &mut dyn FnMut(u64, u64),
+) -> anyhow::Result<Loaded> {
     let start = Instant::now();
-    let mut bar = Bar::new("loading", Unit::Bytes);
-    let engine = Engine::load(file, options, &mut |done, total| bar.at(done, total));
+    let mut bar = Bar::new("loading", Unit::Bytes, !quiet);
+    let engine = Engine::load(file, options, &mut |done, total| {
+        bar.at(done, total);
+        progress(done, total);
+    });
     bar.clear();
-    let engine = engine.map_err(|error| naming(error, file.short_name()))?;
+    let engine = engine.map_err(|error| naming_for(error, file.short_name(), context_flag))?;
     let load_s = start.elapsed().as_secs_f64();
     if !quiet {
         note(describe(file, &engine, load_s));
         for notice in &engine.info().notices {
             note(format_args!("note: {}", one_line(notice)));
         }
-        for fallback in &engine.plan_in_force().fallbacks {
+        for fallback in &engine.plan().fallbacks {
             note(format_args!("fallback: {}", one_line(fallback)));
         }
     }
@@ -96,7 +145,7 @@ pub(crate) fn load(file: &ModelFile, options: &LoadOptions, quiet: bool) -> anyh
 }
 
 fn describe(file: &ModelFile, engine: &Engine, load_s: f64) -> String {
-    let (info, plan) = (engine.info(), engine.plan_in_force());
+    let (info, plan) = (engine.info(), engine.plan());
     let line = plan.context_line();
     // What follows is for those who ask for the plan.
     let context = line.split_once(';').map_or(&*line, |(context, _)| context);

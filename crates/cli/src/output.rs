@@ -3,19 +3,32 @@
 use std::{
     borrow::Cow,
     fmt, fs,
-    io::{self, IsTerminal, Write},
+    io::{self, BufWriter, IsTerminal, Write},
     path::{Path, PathBuf},
+    sync::{Mutex, MutexGuard, PoisonError},
 };
 
 use anyhow::Context;
 /// Bytes in binary units.
 pub(crate) use engine::bytes_text as bytes;
 
+/// Standard output could not be written. A type of its own: that its reader went away is no failure, and of any other
+/// file it is.
+#[derive(Debug)]
+pub(crate) struct StdoutError(pub(crate) io::Error);
+
+impl fmt::Display for StdoutError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "cannot write to standard output: {}", self.0)
+    }
+}
+
+impl std::error::Error for StdoutError {}
+
 /// Writes to stdout and flushes, so that text appears as it comes.
-pub(crate) fn print(text: &str) -> io::Result<()> {
+pub(crate) fn print(text: &str) -> Result<(), StdoutError> {
     let mut out = io::stdout().lock();
-    out.write_all(text.as_bytes())?;
-    out.flush()
+    out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(StdoutError)
 }
 
 /// Prints a value as indented JSON.
@@ -76,54 +89,124 @@ pub(crate) fn for_terminal(text: &str) -> Cow<'_, str> {
     if text.contains(steers) { Cow::Owned(text.replace(steers, "\u{fffd}")) } else { Cow::Borrowed(text) }
 }
 
-/// Whether a result can be written to `path`, asked before hours are spent on computing it.
-pub(crate) fn check_writable(path: &Path) -> anyhow::Result<()> {
-    let shown = path.display();
-    anyhow::ensure!(!path.is_dir(), "cannot write {shown}: it is a directory");
-    anyhow::ensure!(path.file_name().is_some(), "cannot write {shown}: it names no file");
-    let parent = parent(path);
-    anyhow::ensure!(parent.is_dir(), "cannot write {shown}: there is no directory {}", parent.display());
-    Ok(())
+/// A result on its way to a file: written to a temporary one beside it, which gets the name at the end, so that the name
+/// never stands for half a file. It is made before the work whose result it takes, so that a place which cannot be
+/// written is known then. Dropped, it leaves nothing. What is no regular file (`/dev/stdout`) is written directly.
+pub(crate) struct Output {
+    /// As the user named it.
+    path: PathBuf,
+    file: BufWriter<fs::File>,
+    /// Where it becomes one by a new name: the temporary file and that name.
+    rename: Option<(Unfinished, PathBuf)>,
 }
 
-/// Writes a file through a temporary one beside it, so that the name never stands for half a file. `write` gets the path
-/// to write to. What is no regular file (`/dev/stdout`) is written directly.
-///
-/// # Errors
-/// What `write` and the file system report; the temporary file is removed.
-pub(crate) fn write_whole(path: &Path, write: impl FnOnce(&Path) -> anyhow::Result<()>) -> anyhow::Result<()> {
-    check_writable(path)?;
-    let failed = || format!("cannot write {}", path.display());
-    if fs::metadata(path).is_ok_and(|metadata| !metadata.is_file()) {
-        return write(path).with_context(failed);
+impl Output {
+    /// Makes the temporary file.
+    ///
+    /// # Errors
+    /// Where the path cannot be written to.
+    pub(crate) fn create(path: &Path) -> anyhow::Result<Output> {
+        let shown = path.display();
+        anyhow::ensure!(!path.is_dir(), "cannot write {shown}: it is a directory");
+        anyhow::ensure!(path.file_name().is_some(), "cannot write {shown}: it names no file");
+        let failed = || format!("cannot write {shown}");
+        if fs::metadata(path).is_ok_and(|metadata| !metadata.is_file()) {
+            let file = fs::File::options().write(true).open(path).with_context(failed)?;
+            return Ok(Output { path: path.to_path_buf(), file: BufWriter::new(file), rename: None });
+        }
+        // The file that a link points to is replaced, not the link.
+        let target = fs::canonicalize(path).unwrap_or_else(|_| path.to_path_buf());
+        let parent = target.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        anyhow::ensure!(parent.is_dir(), "cannot write {shown}: there is no directory {}", parent.display());
+        let name = target.file_name().unwrap_or_default().to_string_lossy();
+        let (unfinished, file) =
+            Unfinished::create(parent.join(format!(".{name}.{}.tmp", std::process::id()))).with_context(failed)?;
+        let rename = Some((unfinished, target));
+        Ok(Output { path: path.to_path_buf(), file: BufWriter::new(file), rename })
     }
-    // The file that a link points to is replaced, not the link.
-    let target = fs::canonicalize(path).unwrap_or_else(|_| path.to_path_buf());
-    let name = target.file_name().unwrap_or_default().to_string_lossy();
-    let temporary = Temporary(parent(&target).join(format!(".{name}.{}.tmp", std::process::id())));
-    write(&temporary.0).with_context(failed)?;
-    fs::File::open(&temporary.0).and_then(|file| file.sync_all()).with_context(failed)?;
-    fs::rename(&temporary.0, &target).with_context(failed)
+
+    /// Writes more of it.
+    ///
+    /// # Errors
+    /// What the file system reports.
+    pub(crate) fn write(&mut self, bytes: &[u8]) -> anyhow::Result<()> {
+        self.file.write_all(bytes).with_context(|| format!("cannot write {}", self.path.display()))
+    }
+
+    /// It is whole: gives it its name.
+    ///
+    /// # Errors
+    /// What the file system reports.
+    pub(crate) fn finish(mut self) -> anyhow::Result<()> {
+        let failed = || format!("cannot write {}", self.path.display());
+        self.file.flush().with_context(failed)?;
+        if let Some((unfinished, target)) = self.rename.take() {
+            self.file.get_ref().sync_all().with_context(failed)?;
+            unfinished.rename(&target).with_context(failed)?;
+        }
+        Ok(())
+    }
+
+    /// JSON and a line end, and no more.
+    ///
+    /// # Errors
+    /// What the file system reports.
+    pub(crate) fn finish_json(mut self, value: &impl serde::Serialize) -> anyhow::Result<()> {
+        self.write((serde_json::to_string_pretty(value)? + "\n").as_bytes())?;
+        self.finish()
+    }
 }
 
-/// Writes JSON and a line end to a file, whole or not at all.
-pub(crate) fn write_json(path: &Path, value: &impl serde::Serialize) -> anyhow::Result<()> {
-    let text = serde_json::to_string_pretty(value)? + "\n";
-    write_whole(path, |path| Ok(fs::write(path, text)?))
+/// Temporary files of this process.
+static UNFINISHED: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
+
+/// A temporary file, removed when this is dropped and when Ctrl-C ends the program.
+struct Unfinished(PathBuf);
+
+impl Unfinished {
+    fn create(path: PathBuf) -> io::Result<(Unfinished, fs::File)> {
+        // Where there is no handler, Ctrl-C leaves the file, which hurts nobody.
+        let _ = crate::interrupt::handle();
+        let mut unfinished = unfinished();
+        // Of a process of the same number that was killed.
+        let _ = fs::remove_file(&path);
+        let file = fs::File::options().write(true).create_new(true).open(&path)?;
+        unfinished.push(path.clone());
+        Ok((Unfinished(path), file))
+    }
+
+    fn rename(self, target: &Path) -> io::Result<()> {
+        // Under the lock, so that Ctrl-C comes before or after.
+        let mut unfinished = unfinished();
+        fs::rename(&self.0, target)?;
+        unfinished.retain(|path| *path != self.0);
+        drop(unfinished);
+        Ok(())
+    }
 }
 
-fn parent(path: &Path) -> PathBuf {
-    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new(".")).to_path_buf()
-}
-
-/// A file that is removed unless it was renamed away.
-struct Temporary(PathBuf);
-
-impl Drop for Temporary {
+impl Drop for Unfinished {
     fn drop(&mut self) {
-        // Renamed away when all went well; nothing more can be done when it did not.
-        let _ = fs::remove_file(&self.0);
+        let mut unfinished = unfinished();
+        if let Some(at) = unfinished.iter().position(|path| *path == self.0) {
+            unfinished.remove(at);
+            // Nothing more can be done about a file that cannot be removed.
+            let _ = fs::remove_file(&self.0);
+        }
     }
+}
+
+fn unfinished() -> MutexGuard<'static, Vec<PathBuf>> {
+    UNFINISHED.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Removes the temporary files of this process, which is about to end: no other comes or goes from now on.
+pub(crate) fn remove_unfinished() {
+    let unfinished = unfinished();
+    for path in unfinished.iter() {
+        let _ = fs::remove_file(path);
+    }
+    std::mem::forget(unfinished);
 }
 
 #[cfg(test)]
@@ -153,17 +236,17 @@ mod tests {
     fn files_are_whole_or_absent() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a.json");
-        write_json(&path, &[1, 2]).unwrap();
+        let files = || fs::read_dir(dir.path()).unwrap().count();
+        Output::create(&path).unwrap().finish_json(&[1, 2]).unwrap();
         assert_eq!(fs::read_to_string(&path).unwrap(), "[\n  1,\n  2\n]\n");
-        let failed = write_whole(&path, |temporary| {
-            fs::write(temporary, "half")?;
-            anyhow::bail!("no power")
-        });
-        assert!(failed.unwrap_err().to_string().contains("a.json"));
+        let mut half = Output::create(&path).unwrap();
+        half.write(b"half").unwrap();
+        assert_eq!(files(), 2, "a temporary file beside the old one");
+        drop(half);
         assert_eq!(fs::read_to_string(&path).unwrap(), "[\n  1,\n  2\n]\n");
-        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "a temporary file is left");
-        for wrong in [dir.path().join("none/a"), dir.path().to_path_buf()] {
-            assert!(check_writable(&wrong).is_err(), "{wrong:?}");
+        assert_eq!(files(), 1, "a temporary file is left");
+        for wrong in [dir.path().join("none/a"), dir.path().to_path_buf(), dir.path().join("..")] {
+            assert!(Output::create(&wrong).is_err(), "{wrong:?}");
         }
     }
 
@@ -174,7 +257,7 @@ mod tests {
         let (file, link) = (dir.path().join("file"), dir.path().join("link"));
         fs::write(&file, "old").unwrap();
         std::os::unix::fs::symlink(&file, &link).unwrap();
-        write_json(&link, &1).unwrap();
+        Output::create(&link).unwrap().finish_json(&1).unwrap();
         assert!(link.is_symlink());
         assert_eq!(fs::read_to_string(&file).unwrap(), "1\n");
     }

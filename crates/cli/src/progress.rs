@@ -29,9 +29,9 @@ pub(crate) struct Bar {
 }
 
 impl Bar {
-    /// A bar named `what`.
-    pub(crate) fn new(what: &'static str, unit: Unit) -> Bar {
-        Bar { what, unit, start: Instant::now(), terminal: io::stderr().is_terminal(), bar: None }
+    /// A bar named `what`, which is never drawn where nobody wants it.
+    pub(crate) fn new(what: &'static str, unit: Unit, wanted: bool) -> Bar {
+        Bar { what, unit, start: Instant::now(), terminal: wanted && io::stderr().is_terminal(), bar: None }
     }
 
     /// `done` of `total` are done.

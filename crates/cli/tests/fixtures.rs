@@ -4,8 +4,7 @@ mod common;
 
 use common::{User, fixture};
 use safetensors::SafeTensors;
-
-const FIXTURES: [&str; 7] = ["llama", "llama3-rope", "mistral", "qwen2", "qwen3", "gemma2", "gemma3"];
+use testkit::{TEXT_FIXTURES, compare};
 
 /// A float32 tensor of a safetensors file: shape and values.
 fn floats(bytes: &[u8], name: &str) -> (Vec<usize>, Vec<f32>) {
@@ -32,21 +31,11 @@ fn expected(name: &str) -> (String, Vec<usize>, Vec<f32>) {
     (ids.join(","), vec![rows, vocab], values)
 }
 
-/// Largest difference, as a share of the largest absolute value expected.
-fn error(found: &[f32], expected: &[f32]) -> f32 {
-    let largest = expected.iter().fold(0f32, |largest, value| largest.max(value.abs()));
-    let worst = found.iter().zip(expected).fold(0f32, |worst, (a, b)| {
-        // A NaN is the worst there is, and `max` would pass it over.
-        if a.is_nan() { f32::INFINITY } else { worst.max((a - b).abs()) }
-    });
-    worst / largest
-}
-
 #[test]
 fn logits_are_those_of_the_reference() {
     let user = User::new();
     let output = user.path("logits.safetensors");
-    for name in FIXTURES {
+    for name in TEXT_FIXTURES {
         let (ids, shape, values) = expected(name);
         let model = fixture(name);
         for (flags, bound) in [
@@ -61,8 +50,7 @@ fn logits_are_those_of_the_reference() {
             user.run(&arguments).ok();
             let (found_shape, found) = floats(&std::fs::read(&output).unwrap(), "logits");
             assert_eq!(found_shape, shape, "{name}");
-            let error = error(&found, &values);
-            assert!(error <= bound, "{name} {flags:?}: {error} > {bound}");
+            compare::assert_close(&found, &values, bound, &format!("{name} {flags:?}"));
         }
     }
 }
@@ -74,11 +62,60 @@ fn refused_ids_leave_no_file() {
     let arguments = |ids| ["logits", "-m", model.to_str().unwrap(), "--ids", ids, "--output", "x.safetensors"];
     user.run(&arguments("1,320")).fails(2, &["320", "vocabulary"]);
     let many = vec!["1"; 600].join(",");
-    user.run(&arguments(&many)).fails(2, &["600", "512"]);
+    user.run(&arguments(&many)).fails(2, &["--ids", "600", "512"]);
     assert!(!user.path("x.safetensors").exists());
     assert_eq!(user.run(&arguments("1,319")).code, Some(0));
-    let files: Vec<_> = std::fs::read_dir(user.home.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
-    assert_eq!(files, ["x.safetensors"]);
+    assert_eq!(user.files(), ["x.safetensors"]);
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_place_that_cannot_be_written_is_known_before_the_model_is_opened() {
+    let user = User::new();
+    for (path, word) in [("/proc/out", "/proc/out"), ("none/out", "no directory none"), (".", "directory")] {
+        user.run(&["run", "-m", "no-such", "x", "-o", path]).fails(1, &[word]);
+        user.run(&["logits", "-m", "no-such", "--ids", "1", "-o", path]).fails(1, &[word]);
+    }
+    // What is no regular file is written as it is.
+    let model = fixture("qwen2");
+    let arguments = ["logits", "-m", model.to_str().unwrap(), "--ids", "1", "-o"];
+    user.run(&[&arguments[..], &["/dev/full"]].concat()).fails(1, &["/dev/full"]);
+    user.run(&[&arguments[..], &["/dev/null"]].concat()).ok();
+    assert!(user.files().is_empty(), "{:?}", user.files());
+}
+
+#[test]
+fn families_have_one_name_in_both_formats() {
+    let user = User::new();
+    let directory = testkit::Fixture::load("gemma3").dir;
+    let file = user.write("gemma-it.gguf", testkit::convert::to_gguf(&directory).finish());
+    let inspect = |path: &str, flags: &[&str]| user.run(&[&["inspect", path][..], flags].concat());
+    for path in [file.to_str().unwrap(), fixture("gemma3").to_str().unwrap()] {
+        assert_eq!(inspect(path, &["--json"]).json()["model"]["architecture"], "gemma3");
+    }
+    // A Gemma that is called -it has a template though its file carries none.
+    let path = file.to_str().unwrap();
+    assert!(inspect(path, &[]).ok().contains("chat template  built in"), "{:?}", inspect(path, &[]));
+    assert_eq!(inspect(path, &["--json"]).json()["has_template"], true);
+}
+
+#[test]
+fn a_template_is_printed_as_the_file_has_it() {
+    let user = User::new();
+    let mut file = testkit::convert::to_gguf(&testkit::Fixture::load("llama").dir);
+    let template = "a\u{1b}[31mb\tc";
+    let path = user.write("a.gguf", file.str("tokenizer.chat_template", template).finish());
+    assert_eq!(user.run(&["inspect", path.to_str().unwrap(), "--template"]).ok(), format!("{template}\n"));
+
+    let path = user.write("b.gguf", file.str("tokenizer.chat_template", "{% if %}").finish());
+    let path = path.to_str().unwrap();
+    assert!(user.run(&["inspect", path]).ok().contains("chat template  unusable ("));
+    // What needs no template does without it, and says so; what needs it fails.
+    let scored = user.run(&["logits", "-m", path, "--ids", "1", "-o", "x"]);
+    scored.ok();
+    assert!(scored.err.contains("chat template cannot be used"), "{scored:?}");
+    user.run(&["run", "-m", path, "x"]).fails(1, &["b.gguf", "template"]);
+    user.run(&["chat", "-m", path]).fails(1, &["b.gguf", "template"]);
 }
 
 #[test]
@@ -92,7 +129,7 @@ fn plans_say_what_fits() {
     }
     let json = user.run(&["plan", "-m", model, "--ctx", "64", "--json"]).json();
     assert_eq!((&json["plan"]["fits"], &json["plan"]["context"]), (&true.into(), &64.into()));
-    assert_eq!(json["model"]["architecture"], "gemma3_text");
+    assert_eq!(json["model"]["architecture"], "gemma3");
     // A dry run is the same, and computes nothing: not even a prompt is needed. (Free memory differs from run to run.)
     let dry = user.run(&["run", "--dry-run", "-m", model, "--ctx", "64", "--json"]).json();
     assert_eq!(dry["plan"]["placement"], json["plan"]["placement"]);
@@ -102,7 +139,9 @@ fn plans_say_what_fits() {
     short.fails(1, &["short", "gemma3"]);
     assert!(short.out.contains("DOES NOT FIT"), "the plan comes first: {short:?}");
     user.run(&["run", "-m", model, "--cpu-memory", "10KB", "x"]).fails(1, &["does not fit", "gemma3"]);
-    user.run(&["plan", "-m", model, "--ctx", "1000000"]).fails(2, &["1000000"]);
+    user.run(&["plan", "-m", model, "--ctx", "1000000"]).fails(2, &["--ctx", "1000000", "512"]);
+    user.run(&["bench", "-m", model, "-p", "1000000"]).fails(2, &["-p and -n", "1000000", "512"]);
+    user.run(&["bench", "-m", model, "--ctx", "1000000"]).fails(2, &["--ctx", "1000000", "512"]);
     user.run(&["plan", "-m", model, "--device", "vulkan"]).fails(2, &["vulkan"]);
     user.run(&["plan", "-m", model, "--place", "head=npu"]).fails(2, &["npu", "cpu"]);
 }

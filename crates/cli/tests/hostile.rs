@@ -2,7 +2,8 @@
 
 mod common;
 
-use common::{User, fixture, published};
+use common::{User, fixture};
+use testkit::published;
 
 /// A GGUF file that says no more than that its architecture is `name`.
 fn gguf(name: &str) -> Vec<u8> {

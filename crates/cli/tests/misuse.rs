@@ -4,9 +4,10 @@ mod common;
 
 use common::User;
 
-const COMMANDS: [&str; 15] = [
+const COMMANDS: [&str; 16] = [
     "run",
     "chat",
+    "serve",
     "inspect",
     "plan",
     "bench",
@@ -48,6 +49,8 @@ fn wrong_arguments_are_misuse() {
         (&["run", "--temperature", "-1", "x"], "temperature"),
         (&["run", "--top-p", "0", "x"], "top_p"),
         (&["run", "--threads", "0", "x"], "--threads"),
+        (&["run", "--ctx", "0", "x"], "--ctx"),
+        (&["bench", "--chunk", "0"], "--chunk"),
         (&["run", "--place", "brain=cpu", "x"], "feed-forward"),
         (&["run", "--logit-bias", "seven=1", "x"], "seven"),
         (&["run", "--cpu-memory", "8 elephants", "x"], "elephants"),
@@ -114,9 +117,38 @@ fn the_config_file_gives_defaults_and_is_checked() {
         std::fs::write(&config, text).unwrap();
         user.run(&["run", "x"]).fails(2, words);
     }
+    // What is typed wrongly is not the file's fault.
+    std::fs::write(&config, "threads = 2").unwrap();
+    for arguments in [&["run", "--frob"][..], &["perplexity"], &["frobnicate"], &["run", "--top-k", "x"]] {
+        let ran = user.run(arguments);
+        ran.fails(2, &[]);
+        assert!(!ran.err.contains("config.toml"), "{ran:?}");
+    }
+    assert!(user.run(&["run", "--help"]).ok().contains("Usage:"));
     std::fs::write(&config, b"\xff").unwrap();
     user.run(&["list"]).fails(1, &["config.toml"]);
     user.run(&["list", "--config", "absent.toml"]).fails(1, &["absent.toml"]);
+}
+
+#[test]
+fn what_a_command_requires_may_stand_in_the_config_file() {
+    let user = User::new();
+    let model = common::fixture("qwen2");
+    let config = format!(
+        "model = {:?}\n[perplexity]\nfile = 'absent.txt'\n[template]\nmessages = 'absent.json'\n\
+         [logits]\nids = [1, 2]\noutput = 'x.safetensors'\n",
+        model.to_str().unwrap()
+    );
+    let config = user.write("c.toml", config);
+    let config = config.to_str().unwrap();
+    user.run(&["perplexity", "--config", config]).fails(1, &["absent.txt"]);
+    user.run(&["--config", config, "template"]).fails(1, &["absent.json"]);
+    let scored = user.run(&["logits", "--config", config]);
+    scored.ok();
+    assert!(scored.err.contains("[2, 320]") && user.path("x.safetensors").exists(), "{scored:?}");
+    // The file gives one of two.
+    let half = user.write("half.toml", "[logits]\nids = [1, 2]\n");
+    user.run(&["logits", "--config", half.to_str().unwrap()]).fails(2, &["--output"]);
 }
 
 #[test]

@@ -3,8 +3,9 @@
 
 mod common;
 
-use common::{User, published};
+use common::User;
 use serde_json::{Value, json};
+use testkit::published;
 
 const SMOLLM: &str = "SmolLM2-135M-Instruct.Q4_1.gguf";
 const GEMMA: &str = "gemma-3-270m-q4_k_m.gguf";
@@ -190,8 +191,7 @@ fn ctrl_c_ends_an_answer_with_its_footer() {
     // Once text comes, the answer is under way.
     let mut out = child.stdout.take().unwrap();
     out.read_exact(&mut [0; 8]).unwrap();
-    let killed = std::process::Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
-    assert!(killed.success());
+    interrupt(&child);
     std::io::copy(&mut out, &mut std::io::sink()).unwrap();
     let output = child.wait_with_output().unwrap();
     let err = String::from_utf8(output.stderr).unwrap();
@@ -199,6 +199,129 @@ fn ctrl_c_ends_an_answer_with_its_footer() {
     assert!(err.contains("interrupted") && err.contains("tok/s"), "{err}");
     let written: Value = serde_json::from_slice(&std::fs::read(user.path("out.json")).unwrap()).unwrap();
     assert_eq!(written["finish_reason"], "cancelled");
+}
+
+/// Sends SIGINT, as Ctrl-C in another process's terminal does.
+#[cfg(unix)]
+fn interrupt(child: &std::process::Child) {
+    let status = std::process::Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+    assert!(status.success());
+}
+
+#[cfg(unix)]
+#[test]
+fn ctrl_c_in_a_piped_conversation_stops_the_answer_and_then_the_program() {
+    use std::{
+        io::{Read, Write},
+        process::Stdio,
+    };
+    let user = User::new();
+    let model = model!(SMOLLM);
+    let mut command = user.command(&["chat", "-m", &model, "--ctx", "4096", "--logit-bias", "2=-inf"]);
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    let mut input = child.stdin.take().unwrap();
+    let mut out = child.stdout.take().unwrap();
+    input.write_all(b"Tell me a long story.\n").unwrap();
+    out.read_exact(&mut [0; 8]).unwrap();
+    interrupt(&child);
+    // A second one, in the middle of stopping or of measuring, takes nothing away.
+    interrupt(&child);
+    input.write_all(b"/save c.json\n").unwrap();
+    for _ in 0..600 {
+        if user.path("c.json").exists() {
+            break;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(100));
+    }
+    let saved: Value = serde_json::from_slice(&std::fs::read(user.path("c.json")).unwrap()).unwrap();
+    assert_eq!(saved.as_array().unwrap().len(), 2, "question and answer: {saved}");
+    // Nothing is at work now.
+    interrupt(&child);
+    std::io::copy(&mut out, &mut std::io::sink()).unwrap();
+    let output = child.wait_with_output().unwrap();
+    let err = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(130), "{err}");
+    assert!(err.contains("interrupted]"), "{err}");
+}
+
+/// A conversation on a terminal that Python's pty makes: signals while nothing is at work, in the middle of an answer
+/// and right after it, and the conversation is still there to be saved. SIGTERM is another matter.
+#[cfg(unix)]
+#[test]
+fn ctrl_c_never_ends_a_conversation_on_a_terminal() {
+    const SCRIPT: &str = r#"
+import os, pty, select, signal, sys, time
+pid, fd = pty.fork()
+if pid == 0:
+    os.execv(sys.argv[1], sys.argv[1:])
+seen = b""
+def wait(word, seconds=120):
+    global seen
+    end = time.time() + seconds
+    while word not in seen:
+        assert time.time() < end and select.select([fd], [], [], end - time.time())[0], (word, seen)
+        seen += os.read(fd, 4096)
+    seen = seen[seen.index(word) + len(word):]
+def ctrl_c(times):
+    for _ in range(times):
+        os.kill(pid, signal.SIGINT)
+        time.sleep(0.02)
+wait(b"> ")
+ctrl_c(3)
+os.write(fd, b"Tell me a long story.\r")
+wait(b"story.")
+time.sleep(1)
+ctrl_c(10)
+wait(b"interrupted")
+ctrl_c(3)
+wait(b"> ")
+os.write(fd, b"/save c.json\r")
+wait(b"messages written")
+wait(b"> ")
+os.kill(pid, signal.SIGTERM)
+try:
+    while os.read(fd, 4096):
+        pass
+except OSError:
+    pass
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) & 255)
+"#;
+    if std::process::Command::new("python3").arg("--version").output().is_err() {
+        println!("skipped: there is no python3");
+        return;
+    }
+    let user = User::new();
+    let model = model!(SMOLLM);
+    let mut command = std::process::Command::new("python3");
+    command.args(["-c", SCRIPT, env!("CARGO_BIN_EXE_unicorn"), "chat", "-m", &model, "--ctx", "4096"]);
+    command.args(["--logit-bias", "2=-inf"]).current_dir(user.home.path()).env("HOME", user.home.path());
+    let ran = common::Ran::from(command.env("TERM", "xterm").output().unwrap());
+    assert_eq!(ran.code, Some(128 + 15), "SIGTERM ends it: {ran:?}");
+    let saved: Value = serde_json::from_slice(&std::fs::read(user.path("c.json")).unwrap()).unwrap();
+    assert!(saved.is_array(), "{saved}");
+}
+
+#[cfg(unix)]
+#[test]
+fn ctrl_c_leaves_no_half_of_a_file() {
+    use std::process::Stdio;
+    let user = User::new();
+    let model = model!(SMOLLM);
+    let ids = vec!["7"; 2000].join(",");
+    let arguments = ["logits", "-m", &model, "--ids", &ids, "--device", "reference", "-o", "x.safetensors"];
+    let child = user.command(&arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    for _ in 0..600 {
+        if !user.files().is_empty() {
+            break;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(100));
+    }
+    assert_eq!(user.files().len(), 1, "the temporary file is there from the start");
+    interrupt(&child);
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(130));
+    assert!(user.files().is_empty(), "{:?}", user.files());
 }
 
 #[cfg(unix)]

@@ -26,6 +26,10 @@ fn models_are_listed_taken_and_removed() {
     assert_eq!(plan.json()["model"]["architecture"], "qwen2");
     assert!(plan.err.contains("tiny-qwen"), "the model taken is named: {plan:?}");
 
+    let quiet = user.run(&["run", "-q", "x"]);
+    quiet.fails(1, &["tokenizer"]);
+    assert_eq!(quiet.err.lines().count(), 1, "the error and nothing else: {quiet:?}");
+
     install(&user, "llama", "org/tiny-llama");
     user.run(&["plan"]).fails(2, &["org/tiny-llama", "tiny-qwen"]);
     let list = user.run(&["list"]);

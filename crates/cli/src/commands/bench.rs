@@ -2,16 +2,13 @@
 
 use std::{fmt::Write, process::ExitCode};
 
-use engine::{
-    BenchOptions, BenchResult, Engine, LoadOptions,
-    devices::{DeviceOptions, Devices},
-};
+use engine::{BenchOptions, BenchResult, Engine, LoadOptions};
 use serde_json::json;
 
 use crate::{
     args::{LoadArgs, ModelArg},
     exit::usage,
-    model::{load, naming, open},
+    model::{load_for, naming, open},
     output::{bytes, gb_per_s, one_line, percent_of, print, print_json},
 };
 
@@ -54,44 +51,35 @@ impl BenchArgs {
         let asked = self.load.options();
         // No more context than the test needs, unless asked for.
         let options = LoadOptions { context: asked.context.or(Some(longest)), ..asked };
-        let threads = threads(&options)?;
-        let mut engine = load(&file, &options, self.json)?.engine;
+        let mut engine = load_for(&file, &options, self.load.context_flag("-p and -n"), self.json)?.engine;
         let options =
             BenchOptions { prompt: self.prompt_tokens, generate: self.generate_tokens, repetitions: self.repetitions };
-        let results = engine.bench(&options).map_err(|error| naming(error, file.short_name()))?;
-        let roof = engine.measure_bandwidth();
+        let (results, roof) = engine.bench(&options).map_err(|error| naming(error, file.short_name()))?;
         if self.json {
             print_json(&json!({
                 "results": results,
                 "model": engine.info(),
                 "file_bytes": file.file_bytes(),
-                "devices": engine.plan_in_force().devices,
-                "threads": threads,
+                "devices": engine.plan().devices,
+                "threads": engine.threads(),
                 "repetitions": self.repetitions,
-                "plan": engine.plan_in_force().to_json(),
+                "plan": engine.plan().to_json(),
                 "read_bytes_per_s": roof,
             }))?;
         } else {
-            print(&table(&engine, &results, threads, roof))?;
+            print(&table(&engine, &results, roof))?;
         }
         Ok(ExitCode::SUCCESS)
     }
 }
 
-/// Threads of the CPU device under these options; `None` where it is not asked for.
-fn threads(options: &LoadOptions) -> anyhow::Result<Option<usize>> {
-    let device_options = DeviceOptions { threads: options.threads, isa: options.isa.clone() };
-    let devices = Devices::open(&options.device, &device_options)?;
-    Ok(devices.cpu().map(|cpu| cpu.threads()))
-}
-
-fn table(engine: &Engine, results: &[BenchResult], threads: Option<usize>, roof: Option<f64>) -> String {
-    let threads = threads.map(|threads| format!(", {threads} threads")).unwrap_or_default();
+fn table(engine: &Engine, results: &[BenchResult], roof: Option<f64>) -> String {
+    let threads = engine.threads().map(|threads| format!(", {threads} threads")).unwrap_or_default();
     let roof = roof.map(|roof| format!(", which reads {} at most", gb_per_s(roof))).unwrap_or_default();
     let mut out = format!(
         "{} on {}{threads}{roof}\n\n{:<8} {:>10} {:>21} {:>12} {:>10}\n",
         one_line(&engine.info().name),
-        engine.plan_in_force().devices.join(", "),
+        engine.plan().devices.join(", "),
         "test",
         "tok/s",
         "(least to most)",

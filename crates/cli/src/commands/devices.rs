@@ -5,7 +5,10 @@ use std::process::ExitCode;
 use engine::devices::{CpuReport, DeviceOptions, cpu_report};
 use serde_json::json;
 
-use crate::output::{bytes, gb_per_s, one_line, print, print_json};
+use crate::{
+    args::CpuArgs,
+    output::{bytes, gb_per_s, one_line, print, print_json},
+};
 
 /// Shows the devices of this machine, and measures them
 ///
@@ -17,12 +20,8 @@ Examples:
   unicorn devices
   unicorn devices --threads 4 --json")]
 pub(crate) struct DevicesArgs {
-    /// Threads of the CPU device [default: one for each core]
-    #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
-    threads: Option<u16>,
-    /// Instruction set of the CPU device: avx512, avx2 or portable [default: the best of this processor]
-    #[arg(long, value_name = "NAME")]
-    isa: Option<String>,
+    #[command(flatten)]
+    cpu: CpuArgs,
     /// Prints JSON
     #[arg(long)]
     json: bool,
@@ -30,7 +29,8 @@ pub(crate) struct DevicesArgs {
 
 impl DevicesArgs {
     pub(crate) fn execute(self) -> anyhow::Result<ExitCode> {
-        let report = cpu_report(&DeviceOptions { threads: self.threads.map(usize::from), isa: self.isa })?;
+        let CpuArgs { threads, isa } = self.cpu;
+        let report = cpu_report(&DeviceOptions { threads: threads.map(usize::from), isa })?;
         if self.json {
             let mut cpu = serde_json::to_value(&report)?;
             cpu["name"] = json!("cpu");

@@ -1,6 +1,10 @@
 //! `unicorn inspect`: what a model file holds.
 
-use std::{fmt::Write, process::ExitCode};
+use std::{
+    fmt::Write,
+    io::{self, IsTerminal},
+    process::ExitCode,
+};
 
 use engine::{ModelFile, ModelInfo, Tokenizer};
 use serde_json::{Value, json};
@@ -89,6 +93,7 @@ impl InspectArgs {
                 "end": tokenizer.end_tokens(),
             })),
             "template": file.template_source()?,
+            "has_template": file.has_template().unwrap_or(false),
         });
         if self.verbose {
             object["metadata"] = file.metadata().into_iter().map(|(key, value)| (key, json!(value))).collect();
@@ -117,11 +122,7 @@ impl InspectArgs {
             Ok(tokenizer) => line("tokenizer", describe_tokenizer(file, tokenizer))?,
             Err(error) => line("tokenizer", format!("none ({})", one_line(&error.to_string())))?,
         }
-        let template = match file.template_source()? {
-            Some(source) => format!("yes, {} characters (--template prints it)", source.chars().count()),
-            None => "no".to_owned(),
-        };
-        line("chat template", template)?;
+        line("chat template", describe_template(file)?)?;
         for notice in info.map(|info| &info.notices[..]).unwrap_or_default() {
             line("note", one_line(notice))?;
         }
@@ -139,11 +140,22 @@ impl InspectArgs {
     }
 }
 
+fn describe_template(file: &ModelFile) -> anyhow::Result<String> {
+    let usable = file.has_template();
+    Ok(match (file.template_source()?, usable) {
+        (Some(source), Ok(_)) => format!("yes, {} characters (--template prints it)", source.chars().count()),
+        (Some(_), Err(error)) => format!("unusable ({})", one_line(&error.to_string())),
+        (None, Ok(true)) => "built in, for the file carries none".to_owned(),
+        (None, _) => "no".to_owned(),
+    })
+}
+
 fn print_template(file: &ModelFile) -> anyhow::Result<ExitCode> {
     let named = |error| naming(error, file.short_name());
     let source = file.template_source().map_err(named)?;
     let source = source.ok_or_else(|| usage(format!("{} carries no chat template", file.short_name())))?;
-    print(&format!("{}\n", for_terminal(&source)))?;
+    let shown = if io::stdout().is_terminal() { for_terminal(&source) } else { source.as_str().into() };
+    print(&format!("{shown}\n"))?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -1,14 +1,13 @@
 //! `unicorn logits`: the numbers by which anyone checks this engine against another.
 
-use std::{borrow::Cow, path::PathBuf, process::ExitCode};
+use std::{path::PathBuf, process::ExitCode};
 
-use engine::Logits;
-use safetensors::{Dtype, View};
+use serde_json::json;
 
 use crate::{
     args::{LoadArgs, ModelArg},
-    model::{load, naming, open},
-    output::{bytes, check_writable, note, write_whole},
+    model::{load_for, naming, open},
+    output::{Output, bytes, note},
 };
 
 /// Writes the logits of token ids to a file
@@ -36,47 +35,37 @@ pub(crate) struct LogitsArgs {
 
 impl LogitsArgs {
     pub(crate) fn execute(self) -> anyhow::Result<ExitCode> {
-        check_writable(&self.output)?;
+        let mut output = Output::create(&self.output)?;
         let file = open(self.model.model.as_deref())?;
-        let mut engine = load(&file, &self.load.scoring_options(self.ids.len()), false)?.engine;
-        let logits = engine.logits(&self.ids).map_err(|error| naming(error, file.short_name()))?;
-        let tensor = Tensor { shape: [logits.tokens, logits.vocab], logits: &logits };
-        write_whole(&self.output, |path| Ok(safetensors::serialize_to_file([("logits", &tensor)], None, path)?))?;
-        note(format_args!(
-            "{}: logits [{}, {}], {}",
-            self.output.display(),
-            logits.tokens,
-            logits.vocab,
-            bytes(logits.values.len() as u64 * 4)
-        ));
+        let options = self.load.scoring_options(self.ids.len());
+        let mut engine = load_for(&file, &options, self.load.context_flag("--ids"), false)?.engine;
+        let shape = [self.ids.len(), engine.info().vocab];
+        let header = header(shape)?;
+        // Row by row: those of a long sequence and a large vocabulary together are larger than the model.
+        let mut written = output.write(&header);
+        let mut row = Vec::new();
+        let scored = engine.score(&self.ids, &mut |_, logits| {
+            if written.is_ok() {
+                row.clear();
+                row.extend(logits.iter().flat_map(|value| value.to_le_bytes()));
+                written = output.write(&row);
+            }
+        });
+        scored.map_err(|error| naming(error, file.short_name()))?;
+        written?;
+        output.finish()?;
+        let [rows, vocab] = shape;
+        let size = bytes(4 * rows as u64 * vocab as u64);
+        note(format_args!("{}: logits [{rows}, {vocab}], {size}", self.output.display()));
         Ok(ExitCode::SUCCESS)
     }
 }
 
-/// Logits as safetensors sees them.
-struct Tensor<'a> {
-    shape: [usize; 2],
-    logits: &'a Logits,
-}
-
-impl View for &Tensor<'_> {
-    fn dtype(&self) -> Dtype {
-        Dtype::F32
-    }
-
-    fn shape(&self) -> &[usize] {
-        &self.shape
-    }
-
-    /// Little-endian, as the format has it.
-    fn data(&self) -> Cow<'_, [u8]> {
-        if cfg!(target_endian = "little") {
-            return Cow::Borrowed(bytemuck::cast_slice(&self.logits.values));
-        }
-        Cow::Owned(self.logits.values.iter().flat_map(|value| value.to_le_bytes()).collect())
-    }
-
-    fn data_len(&self) -> usize {
-        self.logits.values.len() * 4
-    }
+/// What a safetensors file has before its bytes: the length of its JSON and the JSON, with spaces up to a multiple of 8
+/// (<https://github.com/huggingface/safetensors#format>).
+fn header(shape: [usize; 2]) -> anyhow::Result<Vec<u8>> {
+    let size = shape.iter().fold(4u64, |size, n| size.saturating_mul(*n as u64));
+    let mut json = serde_json::to_vec(&json!({"logits": {"dtype": "F32", "shape": shape, "data_offsets": [0, size]}}))?;
+    json.resize(json.len().next_multiple_of(8), b' ');
+    Ok([&(json.len() as u64).to_le_bytes()[..], &json].concat())
 }

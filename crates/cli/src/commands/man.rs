@@ -8,7 +8,7 @@ use clap_mangen::Man;
 
 use crate::{
     args::Cli,
-    output::{note, print, write_whole},
+    output::{Output, note, print},
 };
 
 /// Prints the manual page, or writes those of all commands
@@ -41,7 +41,9 @@ impl ManArgs {
         }
         for (name, command) in &pages {
             let text = page(command.clone())?;
-            write_whole(&dir.join(format!("{name}.1")), |path| Ok(fs::write(path, text)?))?;
+            let mut output = Output::create(&dir.join(format!("{name}.1")))?;
+            output.write(&text)?;
+            output.finish()?;
         }
         note(format_args!("{} pages in {}", pages.len(), dir.display()));
         Ok(ExitCode::SUCCESS)

@@ -13,5 +13,6 @@ pub(crate) mod plan;
 pub(crate) mod pull;
 pub(crate) mod rm;
 pub(crate) mod run;
+pub(crate) mod serve;
 pub(crate) mod template;
 pub(crate) mod tokenize;

@@ -5,7 +5,7 @@ use std::{path::PathBuf, process::ExitCode};
 use crate::{
     args::{LoadArgs, ModelArg},
     exit::usage,
-    model::{load, naming, open, read_text},
+    model::{load_for, naming, open, read_text},
     output::{note, print, print_json},
     progress::{Bar, Unit},
 };
@@ -47,13 +47,14 @@ impl PerplexityArgs {
         let text = read_text(&self.file)?;
         let file = open(self.model.model.as_deref())?;
         let named = |error| naming(error, file.short_name());
-        let mut engine = load(&file, &self.load.scoring_options(self.window), false)?.engine;
+        let options = self.load.scoring_options(self.window);
+        let mut engine = load_for(&file, &options, self.load.context_flag("--window"), false)?.engine;
         let ids = engine.tokenizer().map_err(named)?.encode(&text, false)?;
         if ids.len() < self.window {
             let (shown, tokens, window) = (self.file.display(), ids.len(), self.window);
             return Err(usage(format!("{shown} has {tokens} tokens, fewer than one window of {window}: see --window")));
         }
-        let mut bar = Bar::new("windows", Unit::Count);
+        let mut bar = Bar::new("windows", Unit::Count, true);
         let result =
             engine.perplexity(&ids, self.window, self.windows, &mut |done, total, _| bar.at(done as u64, total as u64));
         bar.clear();

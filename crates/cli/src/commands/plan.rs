@@ -2,13 +2,13 @@
 
 use std::process::ExitCode;
 
-use engine::{Engine, LoadOptions, ModelFile};
+use engine::{LoadOptions, ModelFile, check_fits};
 use serde_json::json;
 
 use crate::{
     args::{LoadArgs, ModelArg},
     model::{naming, open},
-    output::{bytes, one_line, print, print_json},
+    output::{one_line, print, print_json},
 };
 
 /// Shows what of a model would run where, and in how much memory
@@ -40,7 +40,7 @@ impl PlanArgs {
 
 /// Prints the plan; an error follows where it does not fit.
 pub(crate) fn show(file: &ModelFile, options: &LoadOptions, as_json: bool) -> anyhow::Result<ExitCode> {
-    let (info, plan) = Engine::plan(file, options, true).map_err(|error| naming(error, file.short_name()))?;
+    let (info, plan) = file.plan(options, true).map_err(|error| naming(error, file.short_name()))?;
     if as_json {
         let rates = plan.bytes.iter().map(|device| device.rates.map(|rates| rates.read_bytes_per_s));
         print_json(&json!({
@@ -60,13 +60,6 @@ pub(crate) fn show(file: &ModelFile, options: &LoadOptions, as_json: bool) -> an
             print(&format!("note: {}\n", one_line(notice)))?;
         }
     }
-    if let Some(short) = plan.bytes.iter().find(|device| device.short_by() > 0) {
-        anyhow::bail!(
-            "{}: the plan does not fit: {} is {} short; try a lower --ctx, a smaller --chunk or smaller weights",
-            file.short_name(),
-            short.device,
-            bytes(short.short_by())
-        );
-    }
+    check_fits(&plan).map_err(|error| naming(error, file.short_name()))?;
     Ok(ExitCode::SUCCESS)
 }

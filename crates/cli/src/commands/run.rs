@@ -6,17 +6,17 @@ use std::{
     process::ExitCode,
 };
 
-use engine::{Engine, EngineError, FinishReason, Generation, ModelFile, Request, SamplerOptions, Sequence};
+use engine::{Engine, EngineError, FinishReason, Generation, ModelFile, Request, SamplerOptions};
 use serde_json::{Value, json};
 
 use crate::{
-    answer::{answer, footer},
+    answer::{Shown, answer, footer},
     args::{LoadArgs, ModelArg, SamplingArgs},
     commands::plan,
     exit::{INTERRUPTED, usage},
-    interrupt::{self, Second},
-    model::{Loaded, load, naming, open, read_stdin},
-    output::{check_writable, note, note_dim, print_json, write_json},
+    interrupt::{self, Answering, Rule},
+    model::{Loaded, load, naming, open, open_and_say, read_stdin},
+    output::{Output, note, note_dim, print_json},
 };
 
 /// Tokens of a base model's text where nothing else bounds it.
@@ -92,23 +92,23 @@ impl RunArgs {
             return plan::show(&open(self.model.model.as_deref())?, &self.load.options(), self.json);
         }
         // Whatever can be wrong before the weights are read is said before.
-        if let Some(path) = &self.output {
-            check_writable(path)?;
-        }
+        let output = self.output.as_deref().map(Output::create).transpose()?;
         let sampler = self.sampling.options(0.0, 1.0)?;
         let text = self.prompt_text()?;
-        let file = open(self.model.model.as_deref())?;
+        let file = open_and_say(self.model.model.as_deref(), !self.quiet)?;
         let mut loaded = load(&file, &self.load.options(), self.quiet)?;
         let prompt = self.encode(&loaded.engine, &file, text)?;
         let request = self.request(&prompt, sampler);
         if self.verbose {
-            note(format_args!("{}", loaded.engine.plan_in_force()));
+            note(format_args!("{}", loaded.engine.plan()));
             note(format_args!("prompt: {:?}\nseed: {}", prompt.text, request.sampler.seed));
         }
-        interrupt::install(Second::Ends)?;
-        let mut sequence = Sequence::default();
-        let mut generation = answer(&mut loaded.engine, &mut sequence, &request, !self.json)?;
-        self.report(&loaded, &request, &mut generation)?;
+        interrupt::install(Rule::Ends)?;
+        let watch = Answering::begin();
+        let show = Shown { text: !self.json, progress: !self.quiet };
+        let mut generation = answer(&mut loaded.engine, &request, &watch, show)?;
+        drop(watch);
+        self.report(&loaded, &request, &mut generation, output)?;
         let interrupted = generation.finish == FinishReason::Cancelled;
         Ok(if interrupted { ExitCode::from(INTERRUPTED) } else { ExitCode::SUCCESS })
     }
@@ -135,7 +135,7 @@ impl RunArgs {
 
     fn encode(&self, engine: &Engine, file: &ModelFile, text: String) -> anyhow::Result<Prompt> {
         let named = |error: EngineError| naming(error, file.short_name());
-        if self.raw || engine.template().is_none() {
+        if self.raw || !engine.can_chat().map_err(named)? {
             if self.system.is_some() {
                 let name = file.short_name();
                 return Err(usage(format!("--system: {name} has no chat template that would take a system message")));
@@ -157,16 +157,24 @@ impl RunArgs {
         let unbounded = prompt.chat || self.ignore_eos;
         Request {
             prompt: prompt.ids.clone(),
+            chat: prompt.chat,
             max_tokens: self.sampling.max_tokens.or((!unbounded).then_some(BASE_MAX_TOKENS)),
             sampler,
             stop: self.sampling.stop.clone(),
             ignore_end: self.ignore_eos,
+            ..Request::default()
         }
     }
 
     /// The footer, and the JSON object where it is wanted.
-    fn report(&self, loaded: &Loaded, request: &Request, generation: &mut Generation) -> anyhow::Result<()> {
-        let wants_json = self.json || self.output.is_some();
+    fn report(
+        &self,
+        loaded: &Loaded,
+        request: &Request,
+        generation: &mut Generation,
+        output: Option<Output>,
+    ) -> anyhow::Result<()> {
+        let wants_json = self.json || output.is_some();
         if self.quiet && !wants_json {
             return Ok(());
         }
@@ -177,8 +185,8 @@ impl RunArgs {
         }
         if wants_json {
             let object = object(loaded, request, generation)?;
-            if let Some(path) = &self.output {
-                write_json(path, &object)?;
+            if let Some(output) = output {
+                output.finish_json(&object)?;
             }
             if self.json {
                 print_json(&object)?;
@@ -201,7 +209,7 @@ fn object(loaded: &Loaded, request: &Request, generation: &Generation) -> anyhow
         "seed": request.sampler.seed,
         "temperature": request.sampler.temperature,
         "model": engine.info(),
-        "plan": engine.plan_in_force().to_json(),
+        "plan": engine.plan().to_json(),
         "metrics": metrics,
     }))
 }

@@ -41,6 +41,12 @@ impl User {
         path
     }
 
+    /// Names in the home directory.
+    pub(crate) fn files(&self) -> Vec<String> {
+        let name = |entry: std::io::Result<std::fs::DirEntry>| entry.unwrap().file_name().into_string().unwrap();
+        std::fs::read_dir(self.home.path()).unwrap().map(name).collect()
+    }
+
     /// The program, about to be started.
     pub(crate) fn command<S: AsRef<std::ffi::OsStr>>(&self, arguments: &[S]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_unicorn"));
@@ -110,18 +116,4 @@ pub(crate) fn fixture(name: &str) -> PathBuf {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures").join(name);
     assert!(path.join("config.json").is_file(), "{} is missing", path.display());
     path
-}
-
-/// A published model, from $UNICORN_MODELS, else ~/.cache/unicorn/models. `None` where it is not here, said aloud;
-/// fails where $UNICORN_REQUIRE_MODELS is 1.
-pub(crate) fn published(file: &str) -> Option<PathBuf> {
-    let home = || PathBuf::from(std::env::var_os("HOME").unwrap_or_default()).join(".cache/unicorn/models");
-    let path = std::env::var_os("UNICORN_MODELS").map_or_else(home, PathBuf::from).join(file);
-    if path.is_file() {
-        return Some(path);
-    }
-    let required = std::env::var("UNICORN_REQUIRE_MODELS").is_ok_and(|value| value == "1");
-    assert!(!required, "{} is missing, and UNICORN_REQUIRE_MODELS=1", path.display());
-    eprintln!("skipped: {} is not here", path.display());
-    None
 }

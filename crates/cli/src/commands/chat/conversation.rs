@@ -2,19 +2,21 @@
 
 use std::{fmt::Write, path::Path};
 
-use engine::{Engine, EngineError, FinishReason, Generation, Metrics, Request, SamplerOptions, Sequence};
+use engine::{Engine, EngineError, FinishReason, Generation, Metrics, Request, SamplerOptions};
 use serde_json::{Value, json};
 
 use crate::{
-    answer::{answer, short_footer},
+    answer::{Shown, answer, short_footer},
     exit::message,
-    output::{bytes, gb_per_s, note, note_dim, one_line, percent_of, write_json},
+    interrupt::Answering,
+    output::{Output, bytes, gb_per_s, note, note_dim, one_line, percent_of},
 };
 
 /// A conversation with a model.
 pub(super) struct Conversation {
     engine: Engine,
-    sequence: Sequence,
+    /// Tokens of the conversation, up to the last answer.
+    len: usize,
     messages: Vec<Value>,
     sampler: SamplerOptions,
     max_tokens: Option<usize>,
@@ -41,7 +43,7 @@ impl Conversation {
         sampler.check(engine.info().vocab)?;
         Ok(Conversation {
             engine,
-            sequence: Sequence::default(),
+            len: 0,
             messages: Vec::new(),
             sampler,
             max_tokens,
@@ -59,8 +61,15 @@ impl Conversation {
     /// # Errors
     /// Where a device fails or stdout is gone.
     pub(super) fn say(&mut self, text: &str) -> anyhow::Result<()> {
+        // From here to the footer Ctrl-C stops the answer: a long history takes its time before the first token.
+        let watch = Answering::begin();
         self.messages.push(json!({"role": "user", "content": text}));
-        match self.answer() {
+        match self.answer(&watch) {
+            Ok(generation) if generation.ids.is_empty() => {
+                self.messages.pop();
+                note("no token was generated: the message was dropped, and the conversation stands as it was");
+                Ok(())
+            }
             Ok(generation) => {
                 self.messages.push(json!({"role": "assistant", "content": generation.text}));
                 self.report(&generation);
@@ -73,19 +82,20 @@ impl Conversation {
         }
     }
 
-    fn answer(&mut self) -> anyhow::Result<Generation> {
+    fn answer(&mut self, watch: &Answering) -> anyhow::Result<Generation> {
         let prompt = self.engine.rendered(&self.engine.render(&self.messages, None)?)?;
         // Another draw for every answer, and the same ones for the same seed.
         let seed = self.sampler.seed.wrapping_add(self.answers as u64);
         let request = Request {
             prompt,
+            chat: true,
             max_tokens: self.max_tokens,
             sampler: SamplerOptions { seed, ..self.sampler.clone() },
             stop: self.stop.clone(),
-            ignore_end: false,
+            ..Request::default()
         };
         self.answers += 1;
-        answer(&mut self.engine, &mut self.sequence, &request, true)
+        answer(&mut self.engine, &request, watch, Shown { text: true, progress: true })
     }
 
     /// Says why a message was not answered; passes on what no other message would change.
@@ -102,10 +112,11 @@ impl Conversation {
     }
 
     fn report(&mut self, generation: &Generation) {
+        self.len = generation.metrics.prompt_tokens + generation.ids.len();
         self.peak = self.peak.or(generation.metrics.peak_memory_bytes);
         let roof = *self.roof.get_or_insert_with(|| self.engine.measure_bandwidth().unwrap_or(0.0));
         let metrics = Metrics { read_bytes_per_s: (roof > 0.0).then_some(roof), ..generation.metrics };
-        note_dim(&short_footer(&metrics, generation.finish, self.sequence.len(), self.engine.context()));
+        note_dim(&short_footer(&metrics, generation.finish, self.len, self.engine.context()));
         if generation.finish == FinishReason::Context {
             note(format_args!(
                 "the context of {} tokens is full, and the answer was cut there: /clear begins anew, /save FILE keeps \
@@ -143,7 +154,8 @@ impl Conversation {
     /// Forgets everything but the system message.
     pub(super) fn clear(&mut self) {
         self.messages = self.drop_system().into_iter().collect();
-        self.engine.truncate(&mut self.sequence, 0);
+        self.engine.forget();
+        self.len = 0;
         self.last = None;
     }
 
@@ -152,13 +164,13 @@ impl Conversation {
     /// # Errors
     /// What the file system reports.
     pub(super) fn save(&self, path: &Path) -> anyhow::Result<usize> {
-        write_json(path, &self.messages)?;
+        Output::create(path)?.finish_json(&self.messages)?;
         Ok(self.messages.len())
     }
 
     /// Where the conversation stands.
     pub(super) fn stats(&self) -> String {
-        let (info, plan) = (self.engine.info(), self.engine.plan_in_force());
+        let (info, plan) = (self.engine.info(), self.engine.plan());
         let mut out = format!("model    {} ({})", one_line(&info.name), one_line(&info.architecture));
         // Writing to a String cannot fail.
         for device in &plan.bytes {
@@ -166,14 +178,14 @@ impl Conversation {
                 out,
                 "\ndevice   {}: {} of weights, {} of KV cache",
                 device.device,
-                bytes(device.weights_total() + device.mapped),
+                bytes(device.weights_total() + device.mapped + device.looked_up),
                 bytes(device.kv)
             );
         }
         let _ = write!(
             out,
             "\ncontext  {} of {} tokens, {} messages",
-            self.sequence.len(),
+            self.len,
             self.engine.context(),
             self.messages.len()
         );

@@ -9,8 +9,8 @@ use std::process::ExitCode;
 use crate::{
     args::{LoadArgs, ModelArg, SamplingArgs},
     exit::{message, usage},
-    interrupt::{self, Second},
-    model::{load, open},
+    interrupt::{self, Rule},
+    model::{load, naming, open},
     output::note,
 };
 use conversation::Conversation;
@@ -52,7 +52,7 @@ impl ChatArgs {
         let sampler = self.sampling.options(TEMPERATURE, TOP_P)?;
         let file = open(self.model.model.as_deref())?;
         let engine = load(&file, &self.load.options(), false)?.engine;
-        if engine.template().is_none() {
+        if !engine.can_chat().map_err(|error| naming(error, file.short_name()))? {
             return Err(usage(format!(
                 "{} is a base model, without a chat template: it cannot chat, it completes text with `unicorn run`",
                 file.short_name()
@@ -62,8 +62,8 @@ impl ChatArgs {
         if let Some(system) = self.system {
             conversation.set_system(&system)?;
         }
-        interrupt::install(Second::Waits)?;
         let mut input = Input::open()?;
+        interrupt::install(if input.is_terminal() { Rule::Stays } else { Rule::EndsIdle })?;
         if input.is_terminal() {
             note("/help lists the commands; Ctrl-C stops an answer, Ctrl-D leaves");
         }
