@@ -24,6 +24,9 @@ pub(crate) const BLOCK_ROWS: usize = 12;
 /// Sums of quants by 16 and by 32 come along as integers and times `d`: a format whose weights are `scale * (q - zero)`
 /// starts its integer dot product at `-zero * sum`, one with a minimum adds `min * d * sum`.
 ///
+/// A row that holds a NaN or an infinity becomes NaN: quants and sums of zero, `d` and `d` times the sums NaN. What is
+/// broken stays visible in every product with it.
+///
 /// Rows lie interleaved in blocks of [`BLOCK_ROWS`] (the last block has the rows that are left): 4 elements of row 0,
 /// 4 of row 1 and so on, then the next 4 columns. A kernel walks a block with one pointer and constant offsets.
 pub(crate) struct Quantised {
@@ -105,16 +108,21 @@ impl Quantised {
         assert!(x.len() == self.cols && row < rows && rows * self.cols <= self.q.len());
         let (first, lane) = (row / BLOCK_ROWS * BLOCK_ROWS, row % BLOCK_ROWS);
         let count = (rows - first).min(BLOCK_ROWS);
-        let base =
-            |buf: &AlignedBuf, by: usize| buf.as_ptr().cast_mut().cast::<u32>().wrapping_add(first * self.cols / by);
+        let base = |buf: &AlignedBuf, by: usize| buf.raw().cast::<u32>().wrapping_add(first * self.cols / by);
         let (q, fine, d) = (base(&self.q, 4), base(&self.fine, 4), base(&self.d, GROUP));
-        let is_fine = self.is_fine.as_ptr().cast_mut().wrapping_add(first * self.cols / GROUP);
+        let is_fine = self.is_fine.raw().wrapping_add(first * self.cols / GROUP);
         let pair = |bufs: &[AlignedBuf; 2]| [base(&bufs[0], 16), base(&bufs[1], 32)];
         let (sums, fine_sums, scaled) = (pair(&self.sums), pair(&self.fine_sums), pair(&self.scaled_sums));
         let limit = FINE_ABOVE * mean_absolute(isa, x);
+        // The sum of large numbers overflows too: only then are the elements looked at.
+        let is_broken = !limit.is_finite() && x.iter().any(|x| !x.is_finite());
         for (group, x) in x.as_chunks::<GROUP>().0.iter().enumerate() {
             let mut rounded = Rounded::default();
-            round_group(isa, x, limit, &mut rounded);
+            if is_broken {
+                rounded.scale = f32::NAN;
+            } else {
+                round_group(isa, x, limit, &mut rounded);
+            }
             let words = |quants: &[i8; GROUP]| {
                 let mut words = [0u32; GROUP / 4];
                 for (word, four) in words.iter_mut().zip(quants.as_chunks::<4>().0) {
@@ -181,7 +189,7 @@ fn mean_absolute_body(x: &[f32]) -> f32 {
     partial.iter().sum::<f32>() / x.len() as f32
 }
 
-/// Rounds 32 elements to even; where the largest exceeds `limit`, their remainders too.
+/// Rounds 32 finite elements to even; where the largest exceeds `limit`, their remainders too.
 #[inline(always)]
 fn round_group_body(x: &[f32; GROUP], limit: f32, out: &mut Rounded) {
     let mut largest = [0.0f32; 16];
@@ -190,7 +198,8 @@ fn round_group_body(x: &[f32; GROUP], limit: f32, out: &mut Rounded) {
     }
     let largest = largest.iter().fold(0.0f32, |a, b| a.max(*b));
     out.scale = largest / 127.0;
-    let inverse = if out.scale > 0.0 && out.scale.is_finite() { 1.0 / out.scale } else { 0.0 };
+    // The inverse of a subnormal scale would be infinite: elements that small are zeros.
+    let inverse = if out.scale >= f32::MIN_POSITIVE { 1.0 / out.scale } else { 0.0 };
     // Adding and subtracting 1.5 * 2^23 rounds to the nearest integer, ties to even, without a call.
     const ROUND: f32 = 12_582_912.0;
     let round = |x: f32| (x + ROUND).to_bits() as i32 - ROUND.to_bits() as i32;
@@ -256,12 +265,54 @@ mod tests {
         }
     }
 
+    /// The instruction sets of this machine.
+    fn isas() -> impl Iterator<Item = Isa> {
+        ["avx512", "avx2", "portable"].into_iter().filter_map(Isa::named)
+    }
+
     #[test]
-    fn zeros_stay_zeros() {
-        let quantised = Quantised::new(1, 32);
-        // SAFETY: one thread.
-        unsafe { quantised.write_row(Isa::detect(), 0, 1, &[0.0; 32]) };
-        assert!(quantised.block(0, 1, 32).q.iter().all(|q| *q == 0));
-        assert_eq!(quantised.block(0, 1, 32).d[0], 0.0);
+    fn zeros_and_elements_too_small_to_scale_are_zeros() {
+        for (isa, x) in isas().flat_map(|isa| [0.0, 1e-38, -1e-45].map(|x| (isa, x))) {
+            let quantised = Quantised::new(1, 32);
+            // SAFETY: one thread.
+            unsafe { quantised.write_row(isa, 0, 1, &[x; 32]) };
+            let block = quantised.block(0, 1, 32);
+            assert!(block.q.iter().all(|q| *q == 0) && block.sums[0] == 0, "{x}");
+            assert!(block.d[0] <= f32::MIN_POSITIVE && block.scaled_sums[0] == 0.0, "{x}");
+        }
+    }
+
+    #[test]
+    fn a_row_that_is_not_finite_becomes_nan_and_its_neighbours_do_not() {
+        const COLS: usize = 96;
+        // The last overflows as a sum and is finite.
+        let rows = [(f32::NAN, true), (f32::INFINITY, true), (f32::NEG_INFINITY, true), (3e38, false)];
+        for isa in isas() {
+            let quantised = Quantised::new(rows.len(), COLS);
+            for (row, (x, _)) in rows.iter().enumerate() {
+                let mut values = [0.5f32; COLS];
+                values[40..44].fill(*x);
+                // What the row held before must not shine through.
+                for values in [[7.0; COLS], values] {
+                    // SAFETY: one thread.
+                    unsafe { quantised.write_row(isa, row, rows.len(), &values) };
+                }
+            }
+            for (row, (x, is_broken)) in rows.iter().enumerate() {
+                let block = quantised.block(0, rows.len(), 32);
+                for group in 0..COLS / GROUP {
+                    let at = group * rows.len() + row;
+                    let (d, sum) = (block.d[at], block.scaled_sums[at]);
+                    assert_eq!((d.is_nan(), sum.is_nan()), (*is_broken, *is_broken), "{x} on {}", isa.name());
+                    if *is_broken {
+                        assert_eq!((block.sums[at], block.is_fine[at]), (0, 0), "{x} on {}", isa.name());
+                    } else {
+                        assert!(d.is_finite() && block.sums[at] != 0);
+                    }
+                }
+                let quant = |col: usize| block.q[(col / 4 * rows.len() + row) * 4 + col % 4];
+                assert!(!is_broken || (0..COLS).all(|col| quant(col) == 0), "{x} on {}", isa.name());
+            }
+        }
     }
 }

@@ -4,6 +4,8 @@
 //! The unit of work is a tile: some tokens of one sequence, one KV head, and the query heads that share it. A block of
 //! keys and values is read once for all of the tile's queries.
 
+use std::cmp::Reverse;
+
 use graph::{KV_BLOCK_TOKENS, Span};
 
 use crate::{
@@ -63,7 +65,8 @@ fn block_of(scratch: &mut Scratch, queries: usize, dim: usize, softcap: Option<f
 impl Scratch {
     /// Bytes a thread comes to use for heads of `head_dim`.
     pub(crate) fn bytes(head_dim: usize) -> u64 {
-        (4 * (2 * head_dim * KV_BLOCK_TOKENS + TILE_QUERIES * (2 * head_dim + KV_BLOCK_TOKENS + 2))) as u64
+        let floats = 2 * head_dim * KV_BLOCK_TOKENS + TILE_QUERIES * (2 * head_dim + KV_BLOCK_TOKENS + 2);
+        (4 * floats + TILE_QUERIES * size_of::<std::ops::Range<usize>>()) as u64
     }
 }
 
@@ -77,49 +80,81 @@ struct Tile {
     heads: usize,
 }
 
+/// What tells how attention divides into tiles: operations of one shape share a [`Tiling`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Shape {
+    pub(crate) heads: usize,
+    pub(crate) kv_heads: usize,
+    pub(crate) window: Option<usize>,
+}
+
 /// How a step's attention divides into tiles. Where there are fewer KV heads and tokens than threads, query heads are
 /// taken apart as well.
 pub(crate) struct Tiling {
-    kv_heads: usize,
+    shape: Shape,
     heads_each: usize,
     parts: usize,
-    tokens_each: usize,
-    /// First tile of each span, and the number of all.
-    starts: Vec<usize>,
+    pieces: Vec<Piece>,
+}
+
+/// Tokens `first..first + tokens` of a span: a tile for each part of the heads.
+struct Piece {
+    /// Blocks of the cache to read, times what is done with each: the queries and the reading itself.
+    work: usize,
+    span: usize,
+    first: usize,
+    tokens: usize,
 }
 
 impl Tiling {
-    pub(crate) fn new(kv_heads: usize, heads: usize, spans: &[Span<'_>], threads: usize) -> Tiling {
+    /// A tiling of no step yet.
+    pub(crate) fn new(shape: Shape) -> Tiling {
+        Tiling { shape, heads_each: 1, parts: 1, pieces: Vec::new() }
+    }
+
+    /// Divides a step, the tiles with the most work first: threads that take them in this order end together.
+    pub(crate) fn fill(&mut self, spans: &[Span<'_>], threads: usize) {
+        let Shape { heads, kv_heads, window } = self.shape;
         let share = heads / kv_heads;
         let tokens: usize = spans.iter().map(|span| span.rows.len()).sum();
-        let heads_each = if tokens * kv_heads >= threads || share == 1 { share.min(TILE_QUERIES) } else { 1 };
-        let parts = share.div_ceil(heads_each);
-        let tokens_each = (TILE_QUERIES / heads_each).max(1);
-        let mut starts = vec![0];
-        for span in spans {
-            let tiles = span.rows.len().div_ceil(tokens_each) * kv_heads * parts;
-            starts.push(starts[starts.len() - 1] + tiles);
+        self.heads_each = if tokens * kv_heads >= threads || share == 1 { share.min(TILE_QUERIES) } else { 1 };
+        self.parts = share.div_ceil(self.heads_each);
+        let tokens_each = (TILE_QUERIES / self.heads_each).max(1);
+        self.pieces.clear();
+        for (index, span) in spans.iter().enumerate() {
+            for first in (0..span.rows.len()).step_by(tokens_each) {
+                let tokens = tokens_each.min(span.rows.len() - first);
+                let queries = span.past + first..span.past + first + tokens;
+                let work = blocks_seen(queries, window).len() * (tokens * self.heads_each + 1);
+                self.pieces.push(Piece { work, span: index, first, tokens });
+            }
         }
-        Tiling { kv_heads, heads_each, parts, tokens_each, starts }
+        self.pieces.sort_unstable_by_key(|piece| Reverse(piece.work));
     }
 
     pub(crate) fn tiles(&self) -> usize {
-        self.starts[self.starts.len() - 1]
+        self.pieces.len() * self.shape.kv_heads * self.parts
     }
 
-    fn tile(&self, index: usize, spans: &[Span<'_>], heads: usize) -> Tile {
-        let span = self.starts.partition_point(|start| *start <= index) - 1;
-        let index = index - self.starts[span];
-        let (unit, column) = (index / (self.kv_heads * self.parts), index % (self.kv_heads * self.parts));
+    fn tile(&self, index: usize) -> Tile {
+        let Shape { heads, kv_heads, .. } = self.shape;
+        let (piece, column) = (index / (kv_heads * self.parts), index % (kv_heads * self.parts));
         let (kv_head, part) = (column / self.parts, column % self.parts);
-        let share = heads / self.kv_heads;
+        let Piece { span, first, tokens, .. } = self.pieces[piece];
+        let share = heads / kv_heads;
         let head = kv_head * share + part * self.heads_each;
-        // The longest tiles first: they end the phase together.
-        let units = spans[span].rows.len().div_ceil(self.tokens_each);
-        let first = (units - 1 - unit) * self.tokens_each;
-        let tokens = self.tokens_each.min(spans[span].rows.len() - first);
         Tile { span, first, tokens, kv_head, head, heads: self.heads_each.min((kv_head + 1) * share - head) }
     }
+}
+
+/// The first token that token `query` sees.
+fn first_seen(query: usize, window: Option<usize>) -> usize {
+    window.map_or(0, |window| (query + 1).saturating_sub(window))
+}
+
+/// The blocks that hold what consecutive tokens of a sequence see.
+fn blocks_seen(queries: std::ops::Range<usize>, window: Option<usize>) -> std::ops::Range<usize> {
+    first_seen(queries.start, window) / KV_BLOCK_TOKENS..queries.end.div_ceil(KV_BLOCK_TOKENS)
 }
 
 impl Attention {
@@ -133,14 +168,14 @@ impl Attention {
     ) {
         let Over { isa, tiling, cache, q, spans } = *over;
         let (dim, width) = (cache.head_dim, self.heads * cache.head_dim);
-        let tile = tiling.tile(index, spans, self.heads);
+        let tile = tiling.tile(index);
         let span = &spans[tile.span];
         let queries = tile.tokens * tile.heads;
         let row_of = |query: usize| span.rows.start + tile.first + query / tile.heads;
         let element_of = |query: usize| (tile.head + query % tile.heads) * dim;
         // The last token that each query sees, and the first.
         let last_of = |query: usize| span.past + tile.first + query / tile.heads;
-        let first_of = |query: usize| cache.window.map_or(0, |window| (last_of(query) + 1).saturating_sub(window));
+        let first_of = |query: usize| first_seen(last_of(query), cache.window);
         scratch.prepare(queries, dim);
         for query in 0..queries {
             let source = &q[row_of(query) * width + element_of(query)..][..dim];
@@ -148,8 +183,7 @@ impl Attention {
                 *q = x * self.scale;
             }
         }
-        let blocks = first_of(0) / KV_BLOCK_TOKENS..last_of(queries - 1) / KV_BLOCK_TOKENS + 1;
-        for block in blocks {
+        for block in blocks_seen(last_of(0)..last_of(queries - 1) + 1, cache.window) {
             cache.read(span.tables[cache.group][block] as usize, tile.kv_head, &mut scratch.keys, &mut scratch.values);
             let visible = |query: usize| {
                 let begin = block * KV_BLOCK_TOKENS;
@@ -281,4 +315,49 @@ fn weigh<const N: usize>(weights: &[f32], values: &[f32], dim: usize, at: usize,
         }
     }
     sums[at..at + N].copy_from_slice(&acc);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn span(rows: std::ops::Range<usize>, past: usize) -> Span<'static> {
+        Span { rows, past, tables: &[] }
+    }
+
+    #[test]
+    fn tiles_cover_every_head_of_every_row_once() {
+        let spans = [span(0..1, 900), span(1..70, 5), span(70..71, 0), span(71..73, 31)];
+        for (heads, kv_heads, window, threads) in
+            [(4, 2, None, 2), (9, 3, Some(40), 1), (64, 1, None, 3), (40, 1, Some(1), 2), (3, 3, None, 500)]
+        {
+            let mut tiling = Tiling::new(Shape { heads, kv_heads, window });
+            for spans in [&spans[..], &spans[..1]] {
+                tiling.fill(spans, threads);
+                let mut seen = vec![0; 73 * heads];
+                for tile in (0..tiling.tiles()).map(|index| tiling.tile(index)) {
+                    assert!(tile.tokens * tile.heads <= TILE_QUERIES && tile.tokens * tile.heads > 0);
+                    assert_eq!(tile.head / (heads / kv_heads), tile.kv_head);
+                    assert_eq!((tile.head + tile.heads - 1) / (heads / kv_heads), tile.kv_head);
+                    for row in (spans[tile.span].rows.start + tile.first..).take(tile.tokens) {
+                        seen[row * heads + tile.head..][..tile.heads].iter_mut().for_each(|n| *n += 1);
+                    }
+                }
+                let rows = spans[spans.len() - 1].rows.end;
+                assert!(seen[..rows * heads].iter().all(|n| *n == 1), "{heads} heads, {threads} threads");
+            }
+        }
+    }
+
+    #[test]
+    fn the_longest_tiles_come_first() {
+        let spans = [span(0..1, 10), span(1..2, 4000), span(2..34, 16), span(34..35, 800)];
+        let order = |window| {
+            let mut tiling = Tiling::new(Shape { heads: 2, kv_heads: 1, window });
+            tiling.fill(&spans, 2);
+            (0..tiling.tiles()).map(|index| tiling.tile(index)).map(|tile| (tile.span, tile.first)).collect::<Vec<_>>()
+        };
+        assert_eq!(order(None), [(1, 0), (3, 0), (2, 16), (2, 0), (0, 0)], "by keys and queries");
+        assert_eq!(order(Some(20))[..2].iter().map(|(span, _)| *span).collect::<Vec<_>>(), [2, 2], "windows cut keys");
+    }
 }

@@ -1,17 +1,18 @@
 //! From a share of a plan to a program: packs weights, gives values their buffers, turns phases into lists.
 
 use std::{
+    collections::{HashMap, HashSet},
     ops::Range,
     sync::{Arc, Mutex},
 };
 
-use graph::{DeviceError, Graph, Node, Op, Rows, Share, Stage, ValueId, WeightId};
+use graph::{Graph, Node, Op, Rows, Share, Stage, ValueId, WeightId};
 use tensor::AlignedBuf;
 
 use crate::{
     Cpu,
     activations::Quantised,
-    attention::{self, Attention},
+    attention::{self, Attention, Shape, Tiling},
     kv::KvCache,
     linear,
     pack::{self, Packed},
@@ -20,17 +21,20 @@ use crate::{
 };
 
 /// Compiles a share; `progress` hears the bytes of weights packed so far.
-pub(crate) fn compile(cpu: &Cpu, share: &Share<'_>, progress: &mut dyn FnMut(u64)) -> Result<CpuProgram, DeviceError> {
+pub(crate) fn compile(cpu: &Cpu, share: &Share<'_>, progress: &mut dyn FnMut(u64)) -> CpuProgram {
     let mut compiler = Compiler {
         cpu,
         share,
         progress,
         packed_bytes: 0,
+        packed: HashMap::new(),
+        vectors: HashMap::new(),
         angles: Vec::new(),
+        shapes: Vec::new(),
         quantised: Vec::new(),
         inputs: Vec::new(),
     };
-    let stages = share.stages.iter().map(|stage| compiler.stage(stage)).collect::<Result<Vec<_>, _>>()?;
+    let stages = share.stages.iter().map(|stage| compiler.stage(stage)).collect();
     let rows = share.limits.tokens.max(share.limits.outputs);
     let threads = || ThreadScratch {
         linear: linear::Scratch::new(rows),
@@ -45,12 +49,13 @@ pub(crate) fn compile(cpu: &Cpu, share: &Share<'_>, progress: &mut dyn FnMut(u64
         share.graph.caches().iter().enumerate().map(|(index, cache)| {
             here(index).then(|| KvCache::new(cache, share.kv.blocks[cache.group], share.kv.dtype))
         });
-    Ok(CpuProgram {
+    CpuProgram {
         pool: cpu.pool.clone(),
         isa: cpu.isa,
         stages,
         buffers: share.arena.slots.iter().map(|slot| AlignedBuf::zeroed_of::<f32>(slot.elements)).collect(),
         caches: caches.collect(),
+        tilings: compiler.shapes.into_iter().map(Tiling::new).collect(),
         angles: compiler
             .angles
             .into_iter()
@@ -61,32 +66,45 @@ pub(crate) fn compile(cpu: &Cpu, share: &Share<'_>, progress: &mut dyn FnMut(u64
             .collect(),
         quantised: compiler.quantised,
         threads: (0..cpu.threads).map(|_| Mutex::new(threads())).collect(),
-    })
+    }
 }
 
-/// Bytes of working memory that [`compile`] will take beside arena, weights and cache: an upper bound that counts
-/// every width that is quantised once.
+/// Bytes of working memory that [`compile`] will take beside arena, weights and cache: an upper bound, however the graph
+/// is cut into stages. (What depends on the sequences of a step, the lists of tiles, is some bytes a token.)
 pub(crate) fn scratch_bytes(cpu: &Cpu, graph: &Graph, limits: &graph::Limits) -> u64 {
     let rows = limits.tokens.max(limits.outputs);
-    let mut widths: Vec<(Rows, usize)> = Vec::new();
-    let mut angles = 0;
+    let mut tables: Vec<&graph::RopeTable> = Vec::new();
     let mut head_dim = 0;
     for node in graph.nodes() {
         match &node.op {
-            Op::Linear { x, .. } => {
-                let value = graph.value(*x);
-                if value.width.is_multiple_of(32) && !widths.contains(&(value.rows, value.width)) {
-                    widths.push((value.rows, value.width));
-                }
-            }
-            Op::Rope { table, .. } => angles = angles.max(limits.tokens * table.rotary_dim() * 4),
+            Op::Rope { table, .. } if !tables.contains(&&**table) => tables.push(table),
             Op::Attention { cache, .. } => head_dim = head_dim.max(graph.cache(*cache).head_dim),
             _ => {}
         }
     }
-    let quantised: u64 = widths.iter().map(|(rows, width)| Quantised::bytes(limits.rows(*rows), *width)).sum();
-    let threads = cpu.threads as u64 * (linear::Scratch::bytes(rows) + attention::Scratch::bytes(head_dim));
-    quantised + threads + 2 * angles as u64
+    let angles: usize = tables.iter().map(|table| limits.tokens * table.rotary_dim() * 4).sum();
+    let thread = linear::Scratch::bytes(rows) + attention::Scratch::bytes(head_dim) + 2 * head_dim as u64;
+    quantised_bytes(graph, limits) + cpu.threads as u64 * thread + angles as u64
+}
+
+/// Bytes of all quantised inputs. Buffers of one kind are taken over from phase to phase, so there are as many as the
+/// products of one phase read. A phase of products is part of a run of products, wherever stages begin.
+fn quantised_bytes(graph: &Graph, limits: &graph::Limits) -> u64 {
+    let is_linear = |node: &Node| matches!(node.op, Op::Linear { .. });
+    let mut most: HashMap<(Rows, usize), usize> = HashMap::new();
+    for run in graph.nodes().chunk_by(|a, b| is_linear(a) && is_linear(b)).filter(|run| is_linear(&run[0])) {
+        let inputs: HashSet<ValueId> = run.iter().flat_map(|node| node.op.inputs()).collect();
+        let mut here: HashMap<(Rows, usize), usize> = HashMap::new();
+        for value in inputs.into_iter().map(|value| graph.value(value)).filter(|value| value.width.is_multiple_of(32)) {
+            *here.entry((value.rows, value.width)).or_insert(0) += 1;
+        }
+        for (kind, count) in here {
+            let most = most.entry(kind).or_insert(0);
+            *most = count.max(*most);
+        }
+    }
+    let buffer = |(rows, width): (Rows, usize)| Quantised::bytes(limits.rows(rows), width);
+    most.into_iter().map(|(kind, count)| count as u64 * buffer(kind)).sum()
 }
 
 struct Compiler<'a, 'b> {
@@ -94,7 +112,12 @@ struct Compiler<'a, 'b> {
     share: &'a Share<'b>,
     progress: &'a mut dyn FnMut(u64),
     packed_bytes: u64,
+    /// Weights packed so far: products that read one weight share it.
+    packed: HashMap<WeightId, Arc<Packed>>,
+    /// Vectors by what was added to them (the bits of an `f32`).
+    vectors: HashMap<(WeightId, u32), Arc<[f32]>>,
     angles: Vec<Arc<graph::RopeTable>>,
+    shapes: Vec<Shape>,
     quantised: Vec<Quantised>,
     /// What each quantised buffer is made for and holds.
     inputs: Vec<QuantisedInput>,
@@ -108,7 +131,7 @@ struct QuantisedInput {
 }
 
 impl Compiler<'_, '_> {
-    fn stage(&mut self, stage: &Stage) -> Result<StageProgram, DeviceError> {
+    fn stage(&mut self, stage: &Stage) -> StageProgram {
         let graph = self.share.graph;
         let border = |compiler: &Self, values: &[ValueId]| {
             values.iter().map(|value| (*value, compiler.place(*value), graph.value(*value).rows)).collect()
@@ -120,12 +143,12 @@ impl Compiler<'_, '_> {
         }
         self.inputs.iter_mut().for_each(|input| input.holds = None);
         for phase in phases(graph, stage.nodes.clone()) {
-            self.phase(&phase, &mut list)?;
+            self.phase(&phase, &mut list);
         }
-        Ok(StageProgram { inputs, outputs, phases: list })
+        StageProgram { inputs, outputs, phases: list }
     }
 
-    fn phase(&mut self, phase: &Phase, list: &mut Vec<PhaseOp>) -> Result<(), DeviceError> {
+    fn phase(&mut self, phase: &Phase, list: &mut Vec<PhaseOp>) {
         let nodes = &self.share.graph.nodes()[phase.nodes.clone()];
         match phase.kind {
             Kind::Rows(rows) => {
@@ -141,12 +164,18 @@ impl Compiler<'_, '_> {
                 let Op::Attention { cache, q, scale, softcap } = nodes[0].op else {
                     unreachable!("the phase is of its only node's kind")
                 };
-                let heads = self.share.graph.value(q).width / self.share.graph.cache(cache).head_dim;
-                let op = Attention { heads, scale, softcap };
-                list.push(PhaseOp::Attention { op, cache: cache.index(), q: self.place(q), out: self.out(&nodes[0]) });
+                let graph::Cache { kv_heads, head_dim, window, .. } = *self.share.graph.cache(cache);
+                let heads = self.share.graph.value(q).width / head_dim;
+                let tiling = position_or_push(&mut self.shapes, Shape { heads, kv_heads, window });
+                list.push(PhaseOp::Attention {
+                    op: Attention { heads, scale, softcap },
+                    tiling,
+                    cache: cache.index(),
+                    q: self.place(q),
+                    out: self.out(&nodes[0]),
+                });
             }
         }
-        Ok(())
     }
 
     fn place(&self, value: ValueId) -> Place {
@@ -158,9 +187,24 @@ impl Compiler<'_, '_> {
         self.place(node.output.expect("this operation makes a value"))
     }
 
-    /// A vector of the graph as `f32`.
-    fn vector(&self, weight: Option<WeightId>) -> Vec<f32> {
-        weight.map_or(Vec::new(), |weight| self.share.graph.weight(weight).decode())
+    /// A vector of the graph as `f32`, with `offset` added; empty where there is none.
+    fn vector(&mut self, weight: Option<WeightId>, offset: f32) -> Arc<[f32]> {
+        let Some(weight) = weight else { return Arc::new([]) };
+        let decode = || self.share.graph.weight(weight).decode().into_iter().map(|w| w + offset).collect();
+        self.vectors.entry((weight, offset.to_bits())).or_insert_with(decode).clone()
+    }
+
+    /// A weight, packed where it was not yet.
+    fn packed(&mut self, weight: WeightId) -> Arc<Packed> {
+        if let Some(packed) = self.packed.get(&weight) {
+            return packed.clone();
+        }
+        let source = self.share.graph.weight(weight);
+        let packed = Arc::new(pack::pack(source, self.cpu.threads));
+        self.packed.insert(weight, packed.clone());
+        self.packed_bytes += source.data.len() as u64;
+        (self.progress)(self.packed_bytes);
+        packed
     }
 
     fn row_op(&mut self, node: &Node) -> RowOp {
@@ -170,16 +214,11 @@ impl Compiler<'_, '_> {
                 RowOp::Embed { table, scale: *scale, out: self.out(node) }
             }
             Op::RmsNorm { x, weight, group, eps, offset } => {
-                let mut weight = self.vector(*weight);
-                weight.iter_mut().for_each(|w| *w += offset);
+                let weight = self.vector(*weight, *offset);
                 RowOp::RmsNorm { x: self.place(*x), weight, group: *group, eps: *eps, out: self.out(node) }
             }
             Op::Rope { x, head_dim, table } => {
-                let known = self.angles.iter().position(|known| known == table);
-                let angles = known.unwrap_or_else(|| {
-                    self.angles.push(table.clone());
-                    self.angles.len() - 1
-                });
+                let angles = position_or_push(&mut self.angles, table.clone());
                 RowOp::Rope { x: self.place(*x), head_dim: *head_dim, angles, out: self.out(node) }
             }
             Op::KvWrite { cache, k, v } => {
@@ -197,14 +236,12 @@ impl Compiler<'_, '_> {
 
     fn linear(&mut self, node: &Node, list: &mut Vec<PhaseOp>) -> LinearOp {
         let Op::Linear { x, weight, bias } = node.op else { unreachable!("a phase of products") };
-        let source = self.share.graph.weight(weight);
-        let packed: Packed = pack::pack(source, self.cpu.threads);
-        self.packed_bytes += source.data.len() as u64;
-        (self.progress)(self.packed_bytes);
+        let packed = self.packed(weight);
         let quantised = packed.is_integer(self.share.arithmetic).then(|| self.quantise(x, list));
         LinearOp {
             weight: packed,
-            bias: self.vector(bias),
+            // Adding -0 leaves every number as it is.
+            bias: self.vector(bias, -0.0),
             x: self.place(x),
             quantised,
             out: self.out(node),
@@ -240,8 +277,84 @@ impl Compiler<'_, '_> {
     }
 }
 
+/// Where an item stands in a list, at whose end it is put where it does not.
+fn position_or_push<T: PartialEq>(list: &mut Vec<T>, item: T) -> usize {
+    list.iter().position(|known| *known == item).unwrap_or_else(|| {
+        list.push(item);
+        list.len() - 1
+    })
+}
+
 /// The phase of every node of a run, counted from 0.
 pub(crate) fn phase_indices(graph: &Graph, nodes: Range<usize>) -> Vec<usize> {
     let phases = phases(graph, nodes);
     phases.iter().enumerate().flat_map(|(index, phase)| phase.nodes.clone().map(move |_| index)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use graph::{Arena, Device, GraphBuilder, PlanOptions, RopePairs, RopeScaling, RopeTable, Weight, plan};
+    use tensor::{DType, blocks::random_blocks};
+
+    use super::*;
+
+    const WIDTH: usize = 64;
+
+    /// Two products of different inputs of one width in one phase, both of one weight, and three rope tables.
+    fn graph() -> Graph {
+        let mut b = GraphBuilder::new();
+        let data = random_blocks(DType::Q8_0, WIDTH * WIDTH, 1, 0.1).into();
+        let w = b.weight(Weight { name: "w".into(), dtype: DType::Q8_0, rows: WIDTH, cols: WIDTH, data }).unwrap();
+        let norm = b.weight(Weight::from_f32("norm", 1, WIDTH, &[1.0; WIDTH])).unwrap();
+        let mut x = b.embed(w, 1.0).unwrap();
+        for theta in [1e3, 1e4, 1e5, 1e4] {
+            let table = RopeTable::new(WIDTH, theta, &RopeScaling::None, RopePairs::Halves).unwrap();
+            x = b.rope(x, WIDTH, Arc::new(table)).unwrap();
+        }
+        let y = b.rms_norm(x, Some(norm), WIDTH, 1e-6, 0.0).unwrap();
+        let [a, c] = [x, y].map(|x| b.linear(x, w, None).unwrap());
+        let y = b.add(a, c).unwrap();
+        let y = b.rms_norm(y, Some(norm), WIDTH, 1e-6, 0.0).unwrap();
+        let y = b.linear(y, w, None).unwrap();
+        let y = b.select_outputs(y).unwrap();
+        b.finish(y).unwrap()
+    }
+
+    #[test]
+    fn what_is_counted_is_what_is_taken() {
+        let cpu = Cpu::new(crate::CpuOptions { threads: Some(2), isa: None }).unwrap();
+        let graph = graph();
+        let options = PlanOptions { context: Some(40), step_tokens: 24, ..PlanOptions::default() };
+        let plan = plan(&graph, &[&cpu], &options).unwrap();
+        let arena = Arena::new(&graph, &plan.stages, 0, &plan.limits, &cpu.phases(&graph, 0..graph.nodes().len()));
+        let share = Share {
+            graph: &graph,
+            stages: plan.stages.iter().collect(),
+            arena: &arena,
+            kv: &plan.kv,
+            limits: plan.limits,
+            arithmetic: plan.arithmetic,
+        };
+        let mut heard = Vec::new();
+        let program = compile(&cpu, &share, &mut |bytes| heard.push(bytes));
+
+        assert_eq!((program.quantised.len(), program.angles.len()), (2, 3));
+        let rows = plan.limits.tokens;
+        let quantised: u64 = program.quantised.iter().map(|input| Quantised::bytes(rows, input.cols())).sum();
+        let angles: usize = program.angles.iter().map(|angles| angles.values.len()).sum();
+        let threads = 2 * (linear::Scratch::bytes(rows) + attention::Scratch::bytes(0));
+        assert_eq!(scratch_bytes(&cpu, &graph, &plan.limits), quantised + angles as u64 + threads);
+
+        // One weight of three products is packed once, as the plan counts it.
+        let phases = program.stages.iter().flat_map(|stage| &stage.phases);
+        let products: Vec<&LinearOp> = phases
+            .filter_map(|phase| if let PhaseOp::Linear(ops) = phase { Some(ops) } else { None })
+            .flatten()
+            .collect();
+        assert_eq!(products.len(), 3);
+        assert!(products.iter().all(|op| Arc::ptr_eq(&op.weight, &products[0].weight)));
+        assert_eq!(heard, [(WIDTH * WIDTH / 32 * 34) as u64]);
+        let packed = pack::packed_bytes(graph.weight(graph.nodes()[0].op.weights()[0]));
+        assert_eq!(plan.bytes[0].weights_total(), packed + WIDTH as u64 * 4);
+    }
 }

@@ -41,7 +41,7 @@ impl KvCache {
     /// Stores one token's keys and values, `[kv_heads * head_dim]` each, in slot `slot` of a block.
     ///
     /// # Safety
-    /// `block` lies inside the cache and no other thread touches this slot meanwhile.
+    /// No other thread touches this slot meanwhile, and none reads the cache ([`KvCache::read`]).
     pub(crate) unsafe fn write(&self, block: usize, slot: usize, k: &[f32], v: &[f32], half_row: &mut Vec<f16>) {
         let first = block * self.kv_heads * self.head_elements();
         assert!((first + self.kv_heads * self.head_elements()) * self.dtype.bytes() <= self.keys.len());
@@ -49,22 +49,23 @@ impl KvCache {
         for (head, (k, v)) in k.chunks_exact(self.head_dim).zip(v.chunks_exact(self.head_dim)).enumerate() {
             let base = first + head * self.head_elements();
             // SAFETY: offsets are inside the head's part of the block, which lies inside the buffers by the
-            // assertions above; the caller keeps other threads away from the slot.
+            // assertions above; as the caller promises, no reference into the buffers is alive and no other thread
+            // touches the slot, as `AlignedBuf::raw` asks.
             unsafe {
                 match self.dtype {
                     KvType::F16 => {
                         half_row.resize(self.head_dim, f16::ZERO);
                         half_row.convert_from_f32_slice(k);
-                        let keys = self.keys.as_ptr().cast_mut().cast::<f16>().add(base + slot);
+                        let keys = self.keys.raw().cast::<f16>().add(base + slot);
                         half_row.iter().enumerate().for_each(|(d, k)| keys.add(d * KV_BLOCK_TOKENS).write(*k));
                         half_row.convert_from_f32_slice(v);
-                        let values = self.values.as_ptr().cast_mut().cast::<f16>().add(base + slot * self.head_dim);
+                        let values = self.values.raw().cast::<f16>().add(base + slot * self.head_dim);
                         values.copy_from_nonoverlapping(half_row.as_ptr(), self.head_dim);
                     }
                     KvType::F32 => {
-                        let keys = self.keys.as_ptr().cast_mut().cast::<f32>().add(base + slot);
+                        let keys = self.keys.raw().cast::<f32>().add(base + slot);
                         k.iter().enumerate().for_each(|(d, k)| keys.add(d * KV_BLOCK_TOKENS).write(*k));
-                        let values = self.values.as_ptr().cast_mut().cast::<f32>().add(base + slot * self.head_dim);
+                        let values = self.values.raw().cast::<f32>().add(base + slot * self.head_dim);
                         values.copy_from_nonoverlapping(v.as_ptr(), self.head_dim);
                     }
                 }
@@ -81,6 +82,8 @@ impl KvCache {
     }
 
     /// Reads one head of a block as `f32`: keys `[head_dim][token]`, values `[token][head_dim]`.
+    ///
+    /// It is for phases in which no thread writes the cache: the whole buffers are borrowed for reading.
     pub(crate) fn read(&self, block: usize, head: usize, keys: &mut [f32], values: &mut [f32]) {
         let at = (block * self.kv_heads + head) * self.head_elements();
         let part = at..at + self.head_elements();

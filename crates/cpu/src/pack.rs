@@ -10,6 +10,8 @@
 //! rows. Quants of fewer than 8 bits lie in planes: 4 lines hold the low nibbles of chunk c and, above them, of chunk
 //! c + 4; a fifth bit of all chunks fills one line, the upper two bits of Q6 two.
 
+use std::sync::{Mutex, PoisonError};
+
 use tensor::{AlignedBuf, DType};
 
 use graph::{Arithmetic, Weight};
@@ -62,7 +64,7 @@ pub(crate) fn packed_bytes(weight: &Weight) -> u64 {
     panel_bytes(weight.dtype, weight.cols).map_or(0, |bytes| (bytes * weight.rows.div_ceil(PANEL)) as u64)
 }
 
-/// Packs a weight, its panels divided over `threads` threads, and lets go of the file's pages.
+/// Packs a weight, its panels divided over at most `threads` threads, and lets go of the file's pages.
 pub(crate) fn pack(weight: &Weight, threads: usize) -> Packed {
     let Weight { dtype, rows, cols, .. } = *weight;
     let Some(bytes) = panel_bytes(dtype, cols) else {
@@ -71,19 +73,23 @@ pub(crate) fn pack(weight: &Weight, threads: usize) -> Packed {
     let panels = rows.div_ceil(PANEL);
     let mut data = AlignedBuf::zeroed(bytes * panels);
     let share = panels.div_ceil(threads.max(1)).max(1);
-    std::thread::scope(|scope| {
-        for (index, part) in data.chunks_mut((share * bytes).max(1)).enumerate() {
-            let mut work = move || {
-                for (panel, out) in part.chunks_exact_mut(bytes).enumerate() {
-                    pack_panel(weight, index * share + panel, out);
-                }
-            };
-            if panels > share {
-                scope.spawn(work);
-            } else {
-                work();
+    let parts = Mutex::new(data.chunks_mut((share * bytes).max(1)).enumerate());
+    let work = || {
+        let next = || parts.lock().unwrap_or_else(PoisonError::into_inner).next();
+        while let Some((index, part)) = next() {
+            for (panel, out) in part.chunks_exact_mut(bytes).enumerate() {
+                pack_panel(weight, index * share + panel, out);
             }
         }
+    };
+    std::thread::scope(|scope| {
+        // Where the system refuses a thread, those there are take its part, this one at least.
+        for _ in 1..panels.div_ceil(share) {
+            if std::thread::Builder::new().spawn_scoped(scope, work).is_err() {
+                break;
+            }
+        }
+        work();
     });
     weight.data.release();
     let layout = if dtype.is_block() { Layout::Quant { dtype, data } } else { Layout::Float { dtype, data } };

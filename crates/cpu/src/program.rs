@@ -38,7 +38,7 @@ pub(crate) enum RowOp {
     },
     RmsNorm {
         x: Place,
-        weight: Vec<f32>,
+        weight: Arc<[f32]>,
         group: usize,
         eps: f32,
         out: Place,
@@ -92,8 +92,8 @@ pub(crate) enum RowOp {
 
 /// A product.
 pub(crate) struct LinearOp {
-    pub(crate) weight: Packed,
-    pub(crate) bias: Vec<f32>,
+    pub(crate) weight: Arc<Packed>,
+    pub(crate) bias: Arc<[f32]>,
     pub(crate) x: Place,
     /// The quantised input, where the integer kernels apply.
     pub(crate) quantised: Option<usize>,
@@ -112,6 +112,8 @@ pub(crate) enum PhaseOp {
     Linear(Vec<LinearOp>),
     Attention {
         op: Attention,
+        /// Index of its tiling.
+        tiling: usize,
         cache: usize,
         q: Place,
         out: Place,
@@ -139,6 +141,8 @@ pub(crate) struct CpuProgram {
     pub(crate) buffers: Vec<AlignedBuf>,
     pub(crate) quantised: Vec<Quantised>,
     pub(crate) caches: Vec<Option<KvCache>>,
+    /// How the step at hand divides, for each shape of attention in the share.
+    pub(crate) tilings: Vec<Tiling>,
     pub(crate) angles: Vec<Angles>,
     pub(crate) threads: Vec<Mutex<ThreadScratch>>,
 }
@@ -152,6 +156,9 @@ pub(crate) struct ThreadScratch {
 
 impl Program for CpuProgram {
     fn run(&mut self, stage: usize, step: &Step<'_>, exchange: &mut Exchange) -> Result<(), DeviceError> {
+        for tiling in &mut self.tilings {
+            tiling.fill(step.spans, self.threads.len());
+        }
         let stage = &self.stages[stage];
         for (value, place, rows) in &stage.inputs {
             let len = count(*rows, step) * place.width;
@@ -232,19 +239,19 @@ impl Run<'_> {
                 // SAFETY: panels are handed out once each by the counter.
                 unsafe { self.linear(ops, next, scratch) };
             }
-            PhaseOp::Attention { op, cache, q, out } => {
+            PhaseOp::Attention { op, tiling, cache, q, out } => {
                 let cache = self.program.caches[*cache].as_ref().expect("attention runs where its cache is");
-                // SAFETY: the queries were written in an earlier phase.
+                // SAFETY: the queries were written in an earlier phase, and no thread writes them in this one.
                 let q = unsafe { values(&self.program.buffers[q.buffer], self.step.tokens() * q.width) };
                 let spans = self.step.spans;
-                let tiling = Tiling::new(cache.kv_heads, op.heads, spans, self.threads);
+                let tiling = &self.program.tilings[*tiling];
                 while let Some(tile) = take(next, tiling.tiles()) {
                     let mut write = |row: usize, element: usize, head: &[f32]| {
                         // SAFETY: each tile owns its heads of its rows; tiles are handed out once each.
                         unsafe { part_mut(&self.program.buffers[out.buffer], row * out.width + element, head.len()) }
                             .copy_from_slice(head);
                     };
-                    let over = Over { isa: self.program.isa, tiling: &tiling, cache, q, spans };
+                    let over = Over { isa: self.program.isa, tiling, cache, q, spans };
                     op.tile(&over, tile, &mut scratch.attention, &mut write);
                 }
             }
@@ -278,36 +285,34 @@ impl Run<'_> {
     /// No other thread works on this panel of the list.
     unsafe fn panel(&self, ops: &[LinearOp], mut index: usize, scratch: &mut ThreadScratch) {
         let program = self.program;
-        {
-            let op = ops
-                .iter()
-                .find(|op| {
-                    let mine = index < op.weight.panels();
-                    if !mine {
-                        index -= op.weight.panels();
-                    }
-                    mine
-                })
-                .expect("the index is below the sum");
-            let rows = count(op.rows, self.step);
-            if rows == 0 {
-                return;
-            }
-            let input = match op.quantised {
-                Some(quantised) => Input::Quantised(&program.quantised[quantised]),
-                // SAFETY: the input was written in an earlier phase.
-                None => Input::Floats(unsafe { values(&program.buffers[op.x.buffer], rows * op.x.width) }),
-            };
-            let product = linear::panel(program.isa, &op.weight, index, input, rows, &mut scratch.linear);
-            let first = index * PANEL;
-            let lanes = PANEL.min(op.weight.rows - first);
-            for (row, lane) in product.iter().enumerate() {
-                // SAFETY: this panel's columns of the output belong to this thread: panels are handed out once.
-                let out = unsafe { part_mut(&program.buffers[op.out.buffer], row * op.out.width + first, lanes) };
-                out.copy_from_slice(&lane[..lanes]);
-                if !op.bias.is_empty() {
-                    out.iter_mut().zip(&op.bias[first..]).for_each(|(out, bias)| *out += bias);
+        let op = ops
+            .iter()
+            .find(|op| {
+                let mine = index < op.weight.panels();
+                if !mine {
+                    index -= op.weight.panels();
                 }
+                mine
+            })
+            .expect("the index is below the sum");
+        let rows = count(op.rows, self.step);
+        if rows == 0 {
+            return;
+        }
+        let input = match op.quantised {
+            Some(quantised) => Input::Quantised(&program.quantised[quantised]),
+            // SAFETY: the input was written in an earlier phase, and no thread writes it in this one.
+            None => Input::Floats(unsafe { values(&program.buffers[op.x.buffer], rows * op.x.width) }),
+        };
+        let product = linear::panel(program.isa, &op.weight, index, input, rows, &mut scratch.linear);
+        let first = index * PANEL;
+        let lanes = PANEL.min(op.weight.rows - first);
+        for (row, lane) in product.iter().enumerate() {
+            // SAFETY: this panel's columns of the output belong to this thread: panels are handed out once.
+            let out = unsafe { part_mut(&program.buffers[op.out.buffer], row * op.out.width + first, lanes) };
+            out.copy_from_slice(&lane[..lanes]);
+            if !op.bias.is_empty() {
+                out.iter_mut().zip(&op.bias[first..]).for_each(|(out, bias)| *out += bias);
             }
         }
     }
@@ -336,7 +341,8 @@ impl Run<'_> {
                 let cache = program.caches[*cache].as_ref().expect("a cache is written where it lies");
                 let (span, token) = self.token(row);
                 let block = span.tables[cache.group][token / KV_BLOCK_TOKENS] as usize;
-                // SAFETY: the step was checked, so the block exists; each token has its own slot.
+                // SAFETY: the step was checked, so the block exists and no other span writes it: each token has its own
+                // slot. Attention reads caches in phases of its own.
                 unsafe { cache.write(block, token % KV_BLOCK_TOKENS, get(k), get(v), &mut scratch.half_row) };
             }
             RowOp::Add { a, b, out } => rows::add(isa, get(a), get(b), put(out)),
@@ -350,7 +356,7 @@ impl Run<'_> {
                 put(out).copy_from_slice(unsafe { row_ref(&program.buffers[x.buffer], source, x.width) });
             }
             RowOp::Quantise { x, into } => {
-                // SAFETY: as for `put`.
+                // SAFETY: as for `put`; products read the blocks in a later phase.
                 unsafe { program.quantised[*into].write_row(isa, row, count, get(x)) };
             }
         }
@@ -373,25 +379,27 @@ fn take(next: &AtomicUsize, count: usize) -> Option<usize> {
 /// The first `len` values of a buffer.
 ///
 /// # Safety
-/// No thread writes them meanwhile.
+/// No thread writes them while the slice lives.
 unsafe fn values(buffer: &AlignedBuf, len: usize) -> &[f32] {
-    &buffer.as_slice::<f32>()[..len]
+    // SAFETY: as the caller promises.
+    unsafe { row_ref(buffer, 0, len) }
 }
 
 /// A row, for reading.
 ///
 /// # Safety
-/// No thread writes it meanwhile.
+/// No thread writes it while the slice lives.
 unsafe fn row_ref(buffer: &AlignedBuf, row: usize, width: usize) -> &[f32] {
     assert!((row + 1) * width * 4 <= buffer.len());
-    // SAFETY: inside the buffer by the assertion; the caller answers for writers.
-    unsafe { std::slice::from_raw_parts(buffer.as_ptr().cast::<f32>().add(row * width), width) }
+    // SAFETY: inside the buffer by the assertion, and aligned, since the buffer is; plain bytes are values of `f32`. The
+    // reference covers this row alone, whose writers the caller answers for.
+    unsafe { std::slice::from_raw_parts(buffer.raw().cast::<f32>().add(row * width), width) }
 }
 
 /// A row, for writing.
 ///
 /// # Safety
-/// This thread alone touches it.
+/// Nothing else refers to it while the slice lives.
 #[allow(clippy::mut_from_ref, reason = "threads share the buffers and divide their rows; see Run::phase")]
 unsafe fn row_mut(buffer: &AlignedBuf, row: usize, width: usize) -> &mut [f32] {
     // SAFETY: as the caller promises.
@@ -401,10 +409,11 @@ unsafe fn row_mut(buffer: &AlignedBuf, row: usize, width: usize) -> &mut [f32] {
 /// Elements `at..at + len`, for writing.
 ///
 /// # Safety
-/// This thread alone touches them.
+/// Nothing else refers to them while the slice lives.
 #[allow(clippy::mut_from_ref, reason = "threads share the buffers and divide their elements; see Run::phase")]
 unsafe fn part_mut(buffer: &AlignedBuf, at: usize, len: usize) -> &mut [f32] {
     assert!((at + len) * 4 <= buffer.len());
-    // SAFETY: inside the buffer by the assertion; the caller answers for the rest.
-    unsafe { std::slice::from_raw_parts_mut(buffer.as_ptr().cast_mut().cast::<f32>().add(at), len) }
+    // SAFETY: inside the buffer by the assertion, aligned and of plain bytes as above. The pointer comes from `raw`, which
+    // makes no reference to the buffer, and the caller promises that no other covers these elements.
+    unsafe { std::slice::from_raw_parts_mut(buffer.raw().cast::<f32>().add(at), len) }
 }

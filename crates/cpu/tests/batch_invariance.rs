@@ -197,7 +197,7 @@ impl Layers {
         let v = self.linear(h, b, kv_heads * HEAD_DIM);
         let [q, k] = [q, k].map(|x| self.b.rms_norm(x, None, HEAD_DIM, 1e-6, 0.0).unwrap());
         let [q, k] = [q, k].map(|x| self.b.rope(x, HEAD_DIM, rope.clone()).unwrap());
-        let cache = self.b.cache(kv_heads, HEAD_DIM, window);
+        let cache = self.b.cache(kv_heads, HEAD_DIM, window).unwrap();
         self.b.kv_write(cache, k, v).unwrap();
         let h = self.b.attention(cache, q, 0.2, softcap).unwrap();
         let h = self.linear(h, a, WIDTH);
@@ -311,7 +311,7 @@ fn tokens_out_of_sight_change_nothing() {
     let mut b = GraphBuilder::new();
     let table = b.weight(Weight::from_f32("table", VOCAB, DIM, &table)).unwrap();
     let x = b.embed(table, 1.0).unwrap();
-    let cache = b.cache(1, DIM, Some(WINDOW));
+    let cache = b.cache(1, DIM, Some(WINDOW)).unwrap();
     b.kv_write(cache, x, x).unwrap();
     let y = b.attention(cache, x, 0.1, None).unwrap();
     let y = b.select_outputs(y).unwrap();

@@ -89,15 +89,25 @@ impl GraphBuilder {
         Ok(WeightId(self.weights.len() as u32 - 1))
     }
 
-    /// Adds a KV cache.
-    pub fn cache(&mut self, kv_heads: usize, head_dim: usize, window: Option<usize>) -> CacheId {
+    /// Adds a KV cache of `kv_heads` heads of `head_dim` elements; with a window a query sees that many tokens, itself
+    /// included.
+    ///
+    /// # Errors
+    /// Where it has no heads, heads of no elements or a window of no tokens.
+    pub fn cache(&mut self, kv_heads: usize, head_dim: usize, window: Option<usize>) -> Result<CacheId> {
+        if kv_heads.checked_mul(head_dim).is_none_or(|width| width == 0) {
+            return Err(self.shape_error("cache", format!("{kv_heads} heads of {head_dim} elements")));
+        }
+        if window == Some(0) {
+            return Err(self.shape_error("cache", "a window of 0 tokens".to_owned()));
+        }
         let group = self.windows.iter().position(|w| *w == window).unwrap_or_else(|| {
             self.windows.push(window);
             self.windows.len() - 1
         });
         self.caches.push(Cache { kv_heads, head_dim, window, group });
         self.written.push(false);
-        CacheId(self.caches.len() as u32 - 1)
+        Ok(CacheId(self.caches.len() as u32 - 1))
     }
 
     /// Elements a row of a value.
@@ -161,8 +171,10 @@ impl GraphBuilder {
     /// [`Op::Rope`].
     ///
     /// # Errors
-    /// Where heads do not divide the width or the table turns more elements than a head has.
+    /// Where heads do not divide the width, the table turns more elements than a head has, or the rows are not the
+    /// tokens, which have the positions.
     pub fn rope(&mut self, x: ValueId, head_dim: usize, table: Arc<RopeTable>) -> Result<ValueId> {
+        self.check_tokens("rope", x)?;
         self.check_divides("rope", x, head_dim)?;
         if table.rotary_dim() > head_dim {
             return Err(self.shape_error("rope", format!("turns {} of {head_dim} elements", table.rotary_dim())));
@@ -173,10 +185,11 @@ impl GraphBuilder {
     /// [`Op::KvWrite`].
     ///
     /// # Errors
-    /// Where keys or values do not have the cache's width, or the cache is written twice.
+    /// Where keys or values do not have the cache's width or a row for each token, or the cache is written twice.
     pub fn kv_write(&mut self, cache: CacheId, k: ValueId, v: ValueId) -> Result<()> {
         let Cache { kv_heads, head_dim, .. } = self.caches[cache.index()];
         for value in [k, v] {
+            self.check_tokens("kv_write", value)?;
             if self.width(value) != kv_heads * head_dim {
                 let detail = format!("{kv_heads} heads of {head_dim} do not make {}", self.width(value));
                 return Err(self.shape_error("kv_write", detail));
@@ -192,16 +205,24 @@ impl GraphBuilder {
     /// [`Op::Attention`]: `[T, heads * head_dim]` to the same.
     ///
     /// # Errors
-    /// Where query heads are no multiple of the KV heads, or nothing was written to the cache before.
+    /// Where query heads are no multiple of the KV heads, the rows are not the tokens, nothing was written to the cache
+    /// before, `scale` is not finite or `softcap` is not a positive number.
     pub fn attention(&mut self, cache: CacheId, q: ValueId, scale: f32, softcap: Option<f32>) -> Result<ValueId> {
         let Cache { kv_heads, head_dim, .. } = self.caches[cache.index()];
         let width = self.width(q);
-        if kv_heads == 0 || head_dim == 0 || width == 0 || !width.is_multiple_of(kv_heads * head_dim) {
+        self.check_tokens("attention", q)?;
+        if width == 0 || !width.is_multiple_of(kv_heads * head_dim) {
             let detail = format!("width {width} is no multiple of {kv_heads} KV heads of {head_dim}");
             return Err(self.shape_error("attention", detail));
         }
         if !self.written[cache.index()] {
             return Err(self.shape_error("attention", "reads a cache that nothing wrote".to_owned()));
+        }
+        if !scale.is_finite() {
+            return Err(self.shape_error("attention", format!("factor {scale} on the scores")));
+        }
+        if let Some(cap) = softcap.filter(|cap| !(cap.is_finite() && *cap > 0.0)) {
+            return Err(self.shape_error("attention", format!("bound {cap} of the scores is not a positive number")));
         }
         Ok(self.same_shape(Op::Attention { cache, q, scale, softcap }, q))
     }
@@ -321,6 +342,14 @@ impl GraphBuilder {
         Err(self.shape_error(op, format!("{:?} x {} and {:?} x {}", a.rows, a.width, b.rows, b.width)))
     }
 
+    /// Positions and places in the cache belong to the tokens of a step, not to its outputs.
+    fn check_tokens(&self, op: &'static str, x: ValueId) -> Result<()> {
+        if self.values[x.index()].rows == Rows::Tokens {
+            return Ok(());
+        }
+        Err(self.shape_error(op, "takes a row for each token, not selected outputs".to_owned()))
+    }
+
     fn check_divides(&self, op: &'static str, x: ValueId, group: usize) -> Result<()> {
         let width = self.width(x);
         if group != 0 && width.is_multiple_of(group) {
@@ -353,12 +382,57 @@ mod tests {
         let error = b.linear(x, wide, None).unwrap_err().to_string();
         assert!(error.contains("wide") && error.contains("layer 3"), "{error}");
         assert!(b.rms_norm(x, None, 3, 1e-6, 0.0).is_err());
-        let cache = b.cache(1, 2, None);
+        let cache = b.cache(1, 2, None).unwrap();
         assert!(b.attention(cache, x, 1.0, None).is_err(), "reads before a write");
         b.kv_write(cache, x, x).unwrap();
         assert!(b.kv_write(cache, x, x).is_err(), "written twice");
         assert!(b.attention(cache, x, 1.0, None).is_ok());
         assert!(b.finish(x).is_err(), "logits need select_outputs");
+    }
+
+    #[test]
+    fn caches_without_heads_elements_or_window_are_refused() {
+        let mut b = GraphBuilder::new();
+        for (kv_heads, head_dim, window) in [(0, 4, None), (4, 0, None), (usize::MAX, 2, None), (1, 4, Some(0))] {
+            assert!(b.cache(kv_heads, head_dim, window).is_err(), "{kv_heads} x {head_dim}, window {window:?}");
+        }
+        assert!(b.cache(1, 4, Some(1)).is_ok());
+    }
+
+    #[test]
+    fn scores_need_a_finite_factor_and_a_positive_bound() {
+        let mut b = GraphBuilder::new();
+        let table = b.weight(Weight::from_f32("table", 4, 2, &[0.0; 8])).unwrap();
+        let x = b.embed(table, 1.0).unwrap();
+        let cache = b.cache(1, 2, None).unwrap();
+        b.kv_write(cache, x, x).unwrap();
+        for (scale, softcap, is_good) in [
+            (1.0, None, true),
+            (-0.5, Some(30.0), true),
+            (f32::NAN, None, false),
+            (f32::INFINITY, None, false),
+            (1.0, Some(0.0), false),
+            (1.0, Some(-1.0), false),
+            (1.0, Some(f32::INFINITY), false),
+            (1.0, Some(f32::NAN), false),
+        ] {
+            assert_eq!(b.attention(cache, x, scale, softcap).is_ok(), is_good, "{scale}, {softcap:?}");
+        }
+    }
+
+    #[test]
+    fn positions_and_caches_take_rows_of_tokens() {
+        let mut b = GraphBuilder::new();
+        let table = b.weight(Weight::from_f32("table", 4, 2, &[0.0; 8])).unwrap();
+        let x = b.embed(table, 1.0).unwrap();
+        let selected = b.select_outputs(x).unwrap();
+        let rope = crate::RopeTable::new(2, 1e4, &crate::RopeScaling::None, crate::RopePairs::Halves).unwrap();
+        assert!(b.rope(selected, 2, Arc::new(rope)).is_err());
+        let cache = b.cache(1, 2, None).unwrap();
+        assert!(b.kv_write(cache, selected, x).is_err());
+        assert!(b.kv_write(cache, x, selected).is_err());
+        b.kv_write(cache, x, x).unwrap();
+        assert!(b.attention(cache, selected, 1.0, None).is_err());
     }
 
     #[test]

@@ -78,7 +78,7 @@ impl Execution {
     /// Runs a step and returns the logits of the wanted rows, `[R, vocab]`, for the caller to change as it likes.
     ///
     /// # Errors
-    /// Where the step is malformed or larger than planned, or a device fails.
+    /// Where the step is malformed or larger than planned, a sequence grows beyond the planned context, or a device fails.
     pub fn run(&mut self, step: &Step<'_>) -> Result<&mut [f32], RunError> {
         step.check(&self.graph, &self.plan.kv.blocks)?;
         let limits = &self.plan.limits;
@@ -87,6 +87,11 @@ impl Execution {
         {
             if asked > limit {
                 return Err(StepError::TooLarge { what, asked, limit }.into());
+            }
+        }
+        for asked in step.spans.iter().map(|span| span.past + span.rows.len()) {
+            if asked > limits.context {
+                return Err(StepError::TooLarge { what: "tokens in a sequence", asked, limit: limits.context }.into());
             }
         }
         let mut done = vec![0; self.programs.len()];

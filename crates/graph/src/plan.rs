@@ -172,9 +172,10 @@ const CONTEXT_GRAIN: usize = 256;
 
 /// Places every node of `graph` on `devices`, given in order of preference.
 ///
-/// A unit (one part of one layer, so that attention stays with its KV cache) goes to the first device that supports
-/// all of it and has room. Where no device supports a whole unit, its nodes are placed one by one. Where no device has
-/// room, the last that supports the unit takes it and the plan reports the shortage.
+/// A unit (one part of one layer) goes to the first device that supports all of it and has room. Where no device supports
+/// a whole unit, its nodes are placed one by one. Where no device has room, the last that supports the unit takes it and
+/// the plan reports the shortage. A KV cache lies on one device: whoever writes it and whoever reads it are placed there,
+/// or refused.
 ///
 /// # Errors
 /// Where a node is supported nowhere, a pin cannot be kept, or the options make no plan.
@@ -383,12 +384,17 @@ impl<'a> Planner<'a> {
     fn place(&self, kv: &KvPlan, limits: &Limits) -> Result<(Vec<usize>, Vec<String>), PlanError> {
         let mut placement = vec![usize::MAX; self.graph.nodes().len()];
         let mut fallbacks = Vec::new();
+        let mut homes = vec![None; self.graph.caches().len()];
         let mut left: Vec<u64> = (0..self.devices.len())
             .map(|d| self.budgets[d].saturating_sub(self.devices[d].scratch_bytes(self.graph, limits)))
             .collect();
         for unit in &self.units {
-            let choice = self.choose(unit, kv, &left)?;
+            let choice = self.choose(unit, kv, &left, &homes)?;
             for (node, device) in choice.devices {
+                if let Some(cache) = self.graph.node(node).op.cache() {
+                    let home = *homes[cache.index()].get_or_insert(device);
+                    assert_eq!(home, device, "a cache lies on one device");
+                }
                 placement[node.index()] = device;
                 left[device] = left[device].saturating_sub(self.node_bytes(node, device, kv));
             }
@@ -398,14 +404,23 @@ impl<'a> Planner<'a> {
         Ok((placement, fallbacks))
     }
 
-    fn choose(&self, unit: &[NodeId], kv: &KvPlan, left: &[u64]) -> Result<Choice, PlanError> {
+    /// Why a node cannot be placed on a device; `homes` tells where the caches lie that were placed before.
+    fn refusal(&self, node: NodeId, device: usize, homes: &[Option<usize>]) -> Option<String> {
+        if let Err(reason) = self.devices[device].supports(self.graph, node) {
+            return Some(reason);
+        }
+        let op = &self.graph.node(node).op;
+        let home = homes[op.cache()?.index()].filter(|home| *home != device)?;
+        Some(format!("{} needs the KV cache, which lies on {}", op.name(), self.devices[home].name()))
+    }
+
+    fn choose(&self, unit: &[NodeId], kv: &KvPlan, left: &[u64], homes: &[Option<usize>]) -> Result<Choice, PlanError> {
         let first = self.graph.node(unit[0]);
         let whole = |device: usize, reason: Option<String>| Choice {
             devices: unit.iter().map(|node| (*node, device)).collect(),
             reason,
         };
-        let refusal =
-            |device: usize| unit.iter().find_map(|node| self.devices[device].supports(self.graph, *node).err());
+        let refusal = |device: usize| unit.iter().find_map(|node| self.refusal(*node, device, homes));
         if let Some((part, name)) = self.options.pins.iter().find(|(part, _)| *part == first.part) {
             let device = self.devices.iter().position(|d| d.name() == name).expect("checked in new");
             return match refusal(device) {
@@ -438,14 +453,24 @@ impl<'a> Planner<'a> {
         }
         let mut devices = Vec::new();
         for node in unit {
-            let able = (0..self.devices.len()).find(|d| self.devices[*d].supports(self.graph, *node).is_ok());
-            let Some(device) = able else {
+            let Some(device) = self.split(unit, *node, homes) else {
                 let node = format!("{} in {}", self.graph.node(*node).op.name(), label());
                 return Err(PlanError::Unsupported { node, reasons: reasons.join("; ") });
             };
             devices.push((*node, device));
         }
         Ok(Choice { devices, reason: Some(format!("{} split ({})", label(), reasons.join("; "))) })
+    }
+
+    /// The first device for one node of a unit that is taken apart: it takes all nodes of the unit that share the node's
+    /// cache.
+    fn split(&self, unit: &[NodeId], node: NodeId, homes: &[Option<usize>]) -> Option<usize> {
+        let cache_of = |node: NodeId| self.graph.node(node).op.cache();
+        let together =
+            |other: &&NodeId| **other == node || cache_of(node).is_some() && cache_of(**other) == cache_of(node);
+        let takes_all =
+            |device: &usize| unit.iter().filter(together).all(|other| self.refusal(*other, *device, homes).is_none());
+        (0..self.devices.len()).find(takes_all)
     }
 
     /// Bytes that placing a node on a device adds: its weights, packed or in place, and the cache with the node that

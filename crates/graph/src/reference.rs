@@ -231,13 +231,13 @@ impl Interpreter {
                         let score = dot(q, &keys[at(t)..][..head_dim]) * f64::from(scale);
                         softcap.map_or(score, |cap| f64::from(cap) * (score / f64::from(cap)).tanh())
                     });
-                    let scores = softmax(scores.collect());
-                    for (t, p) in (first..=token).zip(scores) {
+                    let mut sums = vec![0.0f64; head_dim];
+                    for (t, p) in (first..=token).zip(softmax(scores.collect())) {
                         let v = &values[at(t)..][..head_dim];
-                        for (out, v) in out[row * width + head * head_dim..].iter_mut().zip(v) {
-                            *out += (p * f64::from(*v)) as f32;
-                        }
+                        sums.iter_mut().zip(v).for_each(|(sum, v)| *sum += p * f64::from(*v));
                     }
+                    let out = &mut out[row * width + head * head_dim..];
+                    out.iter_mut().zip(sums).for_each(|(out, sum)| *out = sum as f32);
                 }
             }
         }

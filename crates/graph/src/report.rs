@@ -7,7 +7,7 @@ use crate::{
     plan::Plan,
 };
 
-/// Nodes and file bytes of one part, by device.
+/// Nodes of one part and the layers they belong to, by device.
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
 pub(crate) struct PartRow {
     pub(crate) part: Part,

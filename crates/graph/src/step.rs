@@ -52,10 +52,10 @@ pub enum StepError {
         /// Entries of the vocabulary.
         vocab: usize,
     },
-    /// More rows than the plan made room for.
+    /// More rows than the plan made room for, or a longer sequence.
     #[error("a step of {asked} {what} exceeds the plan's {limit}")]
     TooLarge {
-        /// Tokens or outputs.
+        /// Tokens, outputs, or tokens in a sequence.
         what: &'static str,
         /// How many the step has.
         asked: usize,

@@ -101,7 +101,7 @@ impl<'a> Net<'a> {
     pub(crate) fn attend(&mut self, [q, k, v]: [ValueId; 3]) -> Result<ValueId> {
         let config = self.config;
         let &Layer { kv_heads, window, .. } = self.layer();
-        let cache = self.graph.cache(kv_heads, config.head_dim, window);
+        let cache = self.graph.cache(kv_heads, config.head_dim, window)?;
         self.graph.kv_write(cache, k, v)?;
         let h = self.graph.attention(cache, q, config.attention_scale, config.attention_cap)?;
         self.linear(h, Role::AttentionOutput, config.hidden, config.biases.output)

@@ -26,6 +26,27 @@ const LINE_BYTES: usize = 64;
 const HUGE_PAGE_BYTES: usize = 2 << 20;
 
 impl AlignedBuf {
+    /// Its length in bytes.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether it has no bytes.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// The first of its bytes, for threads that share the buffer and divide it among them. Making the pointer makes no
+    /// reference to the bytes.
+    ///
+    /// Who reads or writes through it keeps three rules, which nothing checks: stay inside `len()`; write a byte only
+    /// while no reference to it is alive, be it made by [`AlignedBuf::as_slice`], by `Deref` or from this pointer on
+    /// another thread; and put something between one thread's write of a byte and another's use of it that orders the
+    /// two, such as a barrier.
+    pub fn raw(&self) -> *mut u8 {
+        self.ptr.as_ptr()
+    }
+
     /// `len` zeroed bytes. The pages of a large buffer cost nothing until they are touched.
     ///
     /// Ends the process where the system has no address space left, as every allocation in Rust does.
@@ -46,7 +67,8 @@ impl AlignedBuf {
         AlignedBuf::zeroed(len.checked_mul(size_of::<T>()).expect("a length that memory can hold"))
     }
 
-    /// The bytes as elements of a plain type; a remainder shorter than one element is left out.
+    /// The bytes as elements of a plain type; a remainder shorter than one element is left out. The whole buffer is
+    /// borrowed: while the slice lives nobody may write through [`AlignedBuf::raw`].
     pub fn as_slice<T: bytemuck::Pod>(&self) -> &[T] {
         let whole = self.len / size_of::<T>() * size_of::<T>();
         bytemuck::cast_slice(&self[..whole])
@@ -100,15 +122,17 @@ impl Drop for AlignedBuf {
     }
 }
 
-// SAFETY: the buffer owns its memory alone; access follows the borrow rules of `Deref` and `DerefMut`.
+// SAFETY: the buffer owns its memory alone, and neither allocator nor map is bound to a thread.
 unsafe impl Send for AlignedBuf {}
-// SAFETY: shared access is read-only.
+// SAFETY: the safe functions on `&AlignedBuf` only read. Writing through `raw` takes an unsafe block, which has to keep
+// the rules that stand there.
 unsafe impl Sync for AlignedBuf {}
 
 impl std::ops::Deref for AlignedBuf {
     type Target = [u8];
     fn deref(&self) -> &[u8] {
-        // SAFETY: `ptr` points to `len` initialised bytes (zeroed at birth) that live as long as `self`.
+        // SAFETY: `ptr` points to `len` initialised bytes (zeroed at birth) that live as long as `self`; nobody writes
+        // them meanwhile, by the borrow of `self` and by the rules of `raw`.
         unsafe { std::slice::from_raw_parts(self.ptr.as_ptr(), self.len) }
     }
 }
@@ -132,13 +156,36 @@ mod tests {
 
     #[test]
     fn zeroed_aligned_and_typed() {
-        for len in [0usize, 1, 63, 4096, HUGE_PAGE_BYTES + 1] {
+        for (len, align) in [
+            (0, LINE_BYTES),
+            (1, LINE_BYTES),
+            (63, LINE_BYTES),
+            (4096, LINE_BYTES),
+            (HUGE_PAGE_BYTES - 1, LINE_BYTES),
+            (HUGE_PAGE_BYTES, HUGE_PAGE_BYTES),
+            (HUGE_PAGE_BYTES + 1, HUGE_PAGE_BYTES),
+        ] {
             let mut buf = AlignedBuf::zeroed(len);
-            assert_eq!(buf.len(), len);
-            assert_eq!(buf.as_ptr() as usize % LINE_BYTES, 0);
+            assert_eq!((buf.len(), buf.is_empty()), (len, len == 0));
+            assert!(buf.as_ptr().addr().is_multiple_of(align), "{len} bytes");
+            assert_eq!(buf.raw().cast_const(), buf.as_ptr());
             assert!(buf.iter().all(|&b| b == 0));
             buf.as_mut_slice::<f32>().fill(1.0);
             assert_eq!(buf.as_slice::<f32>().len(), len / 4);
         }
+    }
+
+    #[test]
+    fn threads_divide_a_shared_buffer() {
+        const EACH: usize = 1000;
+        let buf = AlignedBuf::zeroed(4 * EACH);
+        std::thread::scope(|scope| {
+            for part in 0..4 {
+                let buf = &buf;
+                // SAFETY: each thread writes bytes of its own, inside the buffer, and none are read before all ended.
+                scope.spawn(move || unsafe { buf.raw().add(part * EACH).write_bytes(part as u8 + 1, EACH) });
+            }
+        });
+        assert!(buf.chunks(EACH).zip(1..).all(|(part, value)| part.iter().all(|byte| *byte == value)));
     }
 }

@@ -17,8 +17,9 @@ pub struct MapError {
 /// A slice of bytes that keeps its owner alive. Cloning and slicing cost a reference count.
 ///
 /// A mapped file is read by the kernel page by page when touched; [`Bytes::release`] gives those pages back.
-/// If another program shortens a mapped file, touching the lost pages ends the process (SIGBUS): model files must
-/// not be rewritten in place while a model runs.
+/// Model files must not be changed in place while a model runs (a new file moved over the old name is safe: the map
+/// keeps the old one). If another program shortens a mapped file, touching the lost pages ends the process (SIGBUS). If
+/// it overwrites bytes, slices change while they are borrowed: what is computed from them is wrong from then on.
 #[derive(Clone)]
 pub struct Bytes {
     owner: Arc<Owner>,
@@ -52,8 +53,11 @@ impl Bytes {
         if file.metadata().map_err(fail)?.len() == 0 {
             return Ok(Bytes::from(Vec::new()));
         }
-        // SAFETY: the map is read-only and private to this process. The one hazard, another program shortening
-        // the file, is a SIGBUS and not a Rust-level data race; it is documented on the type.
+        // SAFETY: nothing in this process writes the map. What cannot be ruled out is another program that changes the
+        // file in place: then bytes behind a `&[u8]` change, which Rust does not allow for, and a length or offset that
+        // was checked may read differently the second time. So parsers copy numbers out before they check and use
+        // them, and decoders bound every index; a changed file then gives wrong numbers, an error, a panic or (where it
+        // was shortened) a SIGBUS. The type's page tells users to leave the file alone.
         let map = unsafe { memmap2::Mmap::map(&file) }.map_err(fail)?;
         Ok(Bytes { range: 0..map.len(), owner: Arc::new(Owner::Map(map)) })
     }
@@ -136,14 +140,30 @@ mod tests {
         assert!(reversed.is_none());
     }
 
+    /// Bytes of the mapping that begins with these bytes which this process has in memory (proc_pid_smaps(5)).
+    #[cfg(target_os = "linux")]
+    fn resident_bytes(bytes: &Bytes) -> usize {
+        let maps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+        let start = format!("{:08x}-", bytes.as_ptr().addr());
+        let mut lines = maps.lines().skip_while(|line| !line.starts_with(&start));
+        let rss = lines.find_map(|line| line.strip_prefix("Rss:")).expect("the map is listed");
+        rss.trim().trim_end_matches(" kB").parse::<usize>().unwrap() << 10
+    }
+
     #[test]
-    fn released_pages_read_back_the_same() {
-        let dir = std::env::temp_dir().join(format!("tensor-bytes-{}", std::process::id()));
-        std::fs::write(&dir, (0..40_000u32).map(|i| i as u8).collect::<Vec<_>>()).unwrap();
-        let bytes = Bytes::map(&dir).unwrap();
+    #[cfg(target_os = "linux")]
+    fn released_pages_leave_memory_and_read_back_the_same() {
+        const LEN: usize = 40_000;
+        let path = std::env::temp_dir().join(format!("tensor-bytes-{}", std::process::id()));
+        std::fs::write(&path, (0..LEN).map(|i| i as u8).collect::<Vec<_>>()).unwrap();
+        let bytes = Bytes::map(&path).unwrap();
         let before = bytes.to_vec();
-        bytes.release();
+        assert!(resident_bytes(&bytes) >= LEN, "all pages were read");
+        // Only whole pages inside the slice: the first and the last stay.
+        bytes.slice(1..LEN).unwrap().release();
+        let (left, pages) = (resident_bytes(&bytes), LEN / 4096);
+        assert!(left <= LEN.next_multiple_of(4096) - (pages - 1) * 4096, "{left} bytes are left of {LEN}");
         assert_eq!(&*bytes, &before[..]);
-        std::fs::remove_file(&dir).unwrap();
+        std::fs::remove_file(&path).unwrap();
     }
 }

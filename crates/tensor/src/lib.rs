@@ -1,4 +1,4 @@
-//! Data types, block layouts, shapes, aligned buffers and the one memory map.
+//! Data types, block layouts, aligned buffers and the one memory map.
 //!
 //! This is the ground floor: every other crate stands on it and it stands on none of them. It knows how a
 //! weight lies in memory, never what the weight means.

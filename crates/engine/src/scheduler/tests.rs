@@ -125,7 +125,7 @@ fn graph() -> Graph {
     let table = weight(&mut b, VOCAB);
     let mut x = b.embed(table, 1.0).unwrap();
     for window in [None, Some(WINDOW)] {
-        let cache = b.cache(1, 4, window);
+        let cache = b.cache(1, 4, window).unwrap();
         b.kv_write(cache, x, x).unwrap();
         x = b.attention(cache, x, 1.0, None).unwrap();
     }
