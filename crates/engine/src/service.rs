@@ -150,7 +150,9 @@ impl Service {
         if shared.stopped.load(Ordering::SeqCst) {
             return Err(SubmitError::Stopped);
         }
-        let limit = shared.options.queue;
+        // Those that find a free slot do not wait.
+        let stats = *lock(&shared.stats);
+        let limit = shared.options.queue + stats.slots.saturating_sub(stats.running);
         let waiting = shared.queued.fetch_add(sequences, Ordering::SeqCst);
         if waiting + sequences > limit {
             shared.queued.fetch_sub(sequences, Ordering::SeqCst);

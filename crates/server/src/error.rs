@@ -1,6 +1,6 @@
 //! What can go wrong: with the server, and with a request.
 
-use std::{io, net::SocketAddr, path::PathBuf, time::Duration};
+use std::{fmt, io, net::SocketAddr, path::PathBuf, time::Duration};
 
 use axum::{
     Json,
@@ -145,7 +145,7 @@ impl ApiError {
     pub(crate) fn engine(error: &EngineError, prompt: &str) -> ApiError {
         let message = error.to_string();
         match error {
-            EngineError::PromptTooLong { prompt: tokens, context, .. } => ApiError::too_long(*tokens, *context, prompt),
+            EngineError::PromptTooLong { prompt: tokens, context, .. } => ApiError::too_long(tokens, *context, prompt),
             EngineError::Setting { name, .. } => ApiError::value(*name, message),
             EngineError::IdOutOfRange { .. } | EngineError::EmptyPrompt | EngineError::NoTokenizer(_) => {
                 ApiError::value(prompt, message)
@@ -173,7 +173,7 @@ impl ApiError {
     }
 
     /// A prompt beyond what the context, or the limit on prompts, allows.
-    pub(crate) fn too_long(tokens: usize, limit: usize, param: &str) -> ApiError {
+    pub(crate) fn too_long(tokens: &dyn fmt::Display, limit: usize, param: &str) -> ApiError {
         let message = format!(
             "This model's maximum context length is {limit} tokens. However, your prompt has {tokens} tokens. Please \
              shorten it."

@@ -22,6 +22,7 @@ use crate::routes;
         routes::responses::respond,
         routes::tokenize::tokenize,
         routes::tokenize::detokenize,
+        routes::tokenize::info,
         routes::health::health,
         routes::health::ready,
         routes::health::metrics,

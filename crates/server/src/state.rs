@@ -54,6 +54,18 @@ pub(crate) struct Model {
     pub(crate) service: Service,
     /// The devices that it runs on.
     pub(crate) device: String,
+    /// Bytes of its longest token.
+    longest_token_bytes: usize,
+}
+
+impl Model {
+    /// Refuses a text, from the field `path`, that is too long however it is encoded: what encoding takes grows with the
+    /// text, and the answer to ten megabytes is known before.
+    pub(crate) fn check_text(&self, text: &str, path: &str) -> Result<(), ApiError> {
+        let context = self.service.context();
+        let least = text.len() / self.longest_token_bytes;
+        if least > context { Err(ApiError::too_long(&format!("at least {least}"), context, path)) } else { Ok(()) }
+    }
 }
 
 /// What `/ready` says.
@@ -99,8 +111,12 @@ impl App {
         let mut devices: Vec<&str> = service.plan().bytes.iter().map(|bytes| bytes.device.as_str()).collect();
         devices.dedup();
         let device = devices.join(",");
-        *self.phase.write().unwrap_or_else(|poisoned| poisoned.into_inner()) =
-            Phase::Ready(Arc::new(Model { service, device }));
+        let longest_token_bytes = service.tokenizer().map_or(1, |tokenizer| {
+            let lengths = (0..tokenizer.vocab_size() as u32).filter_map(|id| tokenizer.token_bytes(id));
+            lengths.map(|bytes| bytes.len()).max().unwrap_or(1).max(1)
+        });
+        let model = Model { service, device, longest_token_bytes };
+        *self.phase.write().unwrap_or_else(|poisoned| poisoned.into_inner()) = Phase::Ready(Arc::new(model));
     }
 
     pub(crate) fn is_stopping(&self) -> bool {

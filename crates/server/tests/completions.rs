@@ -1,4 +1,4 @@
-//! `/v1/completions`, `/v1/embeddings`, `/v1/models`, `/tokenize` and `/detokenize`.
+//! `/v1/completions`, `/v1/embeddings`, `/v1/models`, `/tokenize`, `/detokenize` and `/tokenizer_info`.
 
 mod common;
 
@@ -240,4 +240,16 @@ fn texts_become_ids_and_ids_texts() {
     assert_eq!(chat["tokens"][0], 257, "the template begins a turn");
     SITE.post("/tokenize", &json!({})).error(400, "missing_required_parameter", Some("prompt"));
     SITE.post("/detokenize", &json!({"tokens": [1, 320]})).error(400, "invalid_value", Some("tokens[1]"));
+}
+
+#[test]
+fn a_remote_tokenizer_learns_the_names_of_tokens() {
+    let info = SITE.get("/tokenizer_info").ok();
+    let want = json!({"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": null, "eos_token": "<|im_end|>",
+        "pad_token": null, "model_max_length": CONTEXT});
+    assert_eq!(info, want);
+    // As lm-eval finds the id of the end token.
+    let body = json!({"prompt": info["eos_token"], "add_special_tokens": false});
+    assert_eq!(SITE.post("/tokenize", &body).ok()["tokens"], json!([258]));
+    SITE.post("/tokenizer_info", &json!({})).error(405, "method_not_allowed", None);
 }

@@ -138,7 +138,7 @@ fn prompts_beyond_the_context_are_refused_with_the_numbers() {
     assert!(message.contains(&CONTEXT.to_string()), "{message}");
     let long = "x".repeat(10_000_000);
     let message = SITE.post(CHAT, &chat(&long, json!({}))).error(400, "context_length_exceeded", Some("messages"));
-    assert!(message.contains("10000") || message.contains("tokens"), "{message}");
+    assert!(message.contains("at least"), "{message}");
     let body = json!({"prompt": vec![1; CONTEXT + 1]});
     let message = SITE.post("/v1/completions", &body).error(400, "context_length_exceeded", Some("prompt"));
     assert!(message.contains("513"), "{message}");

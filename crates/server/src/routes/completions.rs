@@ -96,7 +96,10 @@ fn prepare(model: &Model, completion: Completion, most_tokens: Option<usize>) ->
     for prompt in completion.prompts {
         let (text, prompt) = match prompt {
             Prompt::Text(text) => {
-                let ids = service.prompt(&text).map_err(failed)?;
+                model.check_text(&text, "prompt")?;
+                // Names of control tokens are read, as other servers of this API do: clients that write templates themselves
+                // send them here.
+                let ids = service.rendered(&text).map_err(failed)?;
                 (Some(text), ids)
             }
             Prompt::Ids(ids) => (None, ids),

@@ -52,6 +52,7 @@ impl Dialogue {
         let failed = |error| ApiError::engine(&error, self.prompt_field);
         let messages = calls.messages(&self.messages);
         let text = service.render(&messages, calls.declared().as_deref()).map_err(failed)?;
+        model.check_text(&text, self.prompt_field)?;
         let prompt = service.rendered(&text).map_err(failed)?;
         check_length(prompt.len(), most_tokens, self.prompt_field)?;
         let request = Request {
@@ -78,7 +79,7 @@ pub(crate) fn check_sampler(model: &Model, sampler: &SamplerOptions) -> Result<(
 /// Refuses a prompt beyond the limit on prompts; the engine refuses one beyond the context.
 pub(crate) fn check_length(tokens: usize, most: Option<usize>, path: &str) -> Result<(), ApiError> {
     match most {
-        Some(most) if tokens > most => Err(ApiError::too_long(tokens, most, path)),
+        Some(most) if tokens > most => Err(ApiError::too_long(&tokens, most, path)),
         _ => Ok(()),
     }
 }

@@ -63,7 +63,10 @@ fn ids(model: &Model, at: usize, input: Prompt) -> Result<Vec<u32>, ApiError> {
         Prompt::Text(text) if text.is_empty() => {
             Err(ApiError::value(format!("input[{at}]"), "An empty text has no vector."))
         }
-        Prompt::Text(text) => model.service.prompt(&text).map_err(|error| ApiError::engine(&error, "input")),
+        Prompt::Text(text) => {
+            model.check_text(&text, "input")?;
+            model.service.prompt(&text).map_err(|error| ApiError::engine(&error, "input"))
+        }
     }
 }
 

@@ -39,6 +39,7 @@ fn table() -> Vec<(&'static str, MethodRouter<App>)> {
         ("/v1/responses", post(responses::respond)),
         ("/tokenize", post(tokenize::tokenize)),
         ("/detokenize", post(tokenize::detokenize)),
+        ("/tokenizer_info", get(tokenize::info)),
         ("/health", get(health::health)),
         ("/ready", get(health::ready)),
         ("/metrics", get(health::metrics)),
@@ -50,7 +51,7 @@ fn table() -> Vec<(&'static str, MethodRouter<App>)> {
 }
 
 /// The names of routes, for counts.
-const NAMES: [&str; 15] = [
+const NAMES: [&str; 16] = [
     "/v1/chat/completions",
     "/v1/completions",
     "/v1/embeddings",
@@ -59,6 +60,7 @@ const NAMES: [&str; 15] = [
     "/v1/responses",
     "/tokenize",
     "/detokenize",
+    "/tokenizer_info",
     "/health",
     "/ready",
     "/metrics",

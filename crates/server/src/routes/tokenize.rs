@@ -1,4 +1,4 @@
-//! `/tokenize` and `/detokenize`.
+//! `/tokenize`, `/detokenize` and `/tokenizer_info`.
 
 use std::sync::Arc;
 
@@ -13,7 +13,10 @@ use crate::{
     types::{
         error::ErrorReply,
         messages::messages,
-        tokenize::{DetokenizeReply, DetokenizeRequest, Piece, TokenOrPiece, TokenizeReply, TokenizeRequest},
+        tokenize::{
+            DetokenizeReply, DetokenizeRequest, Piece, TOKENIZER_CLASS, TokenOrPiece, TokenizeReply, TokenizeRequest,
+            TokenizerInfo,
+        },
         tools::{self, Choice, Tools},
     },
 };
@@ -102,4 +105,21 @@ pub(crate) async fn detokenize(
     };
     let text = app.aside(text).await??;
     Ok(Json(DetokenizeReply { content: text.clone(), prompt: text }))
+}
+
+/// What a client must know of the tokenizer to build prompts itself.
+#[utoipa::path(get, path = "/tokenizer_info", tag = "tokens",
+    responses((status = 200, body = TokenizerInfo), (status = "4XX", body = ErrorReply)))]
+pub(crate) async fn info(State(app): State<App>) -> Result<Json<TokenizerInfo>, ApiError> {
+    let model = app.model(None)?;
+    let service = &model.service;
+    let tokenizer = service.tokenizer().map_err(|error| ApiError::engine(&error, "model"))?;
+    let name = |id: Option<u32>| id.and_then(|id| tokenizer.token_text(id)).map(str::to_owned);
+    Ok(Json(TokenizerInfo {
+        tokenizer_class: TOKENIZER_CLASS,
+        bos_token: name(tokenizer.bos()),
+        eos_token: name(tokenizer.eos()),
+        pad_token: None,
+        model_max_length: service.context(),
+    }))
 }

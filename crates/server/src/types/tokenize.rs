@@ -1,5 +1,6 @@
 //! `/tokenize` and `/detokenize`, with the fields of llama.cpp's server (`content`, `add_special`, `with_pieces`) and of
-//! vLLM's (`prompt` or `messages`, `add_special_tokens`).
+//! vLLM's (`prompt` or `messages`, `add_special_tokens`); and `/tokenizer_info`, which is vLLM's, as lm-eval's remote
+//! tokenizer reads it (`lm_eval/utils.py` of <https://github.com/EleutherAI/lm-evaluation-harness>).
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -72,4 +73,23 @@ pub(crate) struct DetokenizeReply {
     pub(crate) content: String,
     /// The text.
     pub(crate) prompt: String,
+}
+
+/// What transformers calls a tokenizer of which no more is known: model files do not name their class.
+pub(crate) const TOKENIZER_CLASS: &str = "PreTrainedTokenizerFast";
+
+/// What is known of the tokenizer.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub(crate) struct TokenizerInfo {
+    /// `PreTrainedTokenizerFast`.
+    pub(crate) tokenizer_class: &'static str,
+    /// The name of the begin token; null where there is none.
+    pub(crate) bos_token: Option<String>,
+    /// The name of the end token; null where there is none.
+    pub(crate) eos_token: Option<String>,
+    /// Always null: nothing is padded here.
+    #[schema(value_type = Option<String>)]
+    pub(crate) pad_token: Option<()>,
+    /// Tokens of prompt and answer together at most.
+    pub(crate) model_max_length: usize,
 }
