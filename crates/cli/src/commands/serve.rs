@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    io::IsTerminal,
     path::PathBuf,
     process::ExitCode,
     sync::{
@@ -225,6 +226,7 @@ impl ServeArgs {
         let log = tracing_subscriber::fmt()
             .with_max_level(tracing_subscriber::filter::LevelFilter::from(self.log))
             .with_target(false)
+            .with_ansi(std::io::stderr().is_terminal())
             .with_writer(std::io::stderr);
         if self.log_json {
             log.json().flatten_event(true).init();
