@@ -27,10 +27,11 @@ use crate::{
     tile::{Lanes, Tile},
 };
 
-/// Rows of activations up to which weights are unpacked in registers, straight from the panel.
-pub(crate) const DIRECT_ROWS: usize = 8;
+/// Rows of activations up to which weights are unpacked in registers, straight from the panel, once for each block of
+/// rows. Gemma 3 270M with 48 sequences decodes twice as fast so as through tiles.
+pub(crate) const DIRECT_ROWS: usize = 4 * BLOCK_ROWS;
 
-/// `acc = panel x block` for up to [`DIRECT_ROWS`] rows, unpacking in registers. `cpu-linear-*-avx512-direct`.
+/// `acc = panel x block` for a block of rows, unpacking in registers. `cpu-linear-*-avx512-direct`.
 pub(crate) fn direct<F: Format>(_isa: Avx512, panel: &[u8], block: &Block<'_>, acc: &mut [Lanes]) {
     check::<F>(block);
     let cols = block.q.len() / block.rows;
@@ -46,7 +47,11 @@ pub(crate) fn direct<F: Format>(_isa: Avx512, panel: &[u8], block: &Block<'_>, a
             6 => direct_rows::<F, 6>(panel, block, acc),
             7 => direct_rows::<F, 7>(panel, block, acc),
             8 => direct_rows::<F, 8>(panel, block, acc),
-            rows => unreachable!("{rows} rows: callers pass 1 to 8"),
+            9 => direct_rows::<F, 9>(panel, block, acc),
+            10 => direct_rows::<F, 10>(panel, block, acc),
+            11 => direct_rows::<F, 11>(panel, block, acc),
+            12 => direct_rows::<F, 12>(panel, block, acc),
+            rows => unreachable!("{rows} rows: blocks have 1 to 12"),
         }
     }
 }

@@ -70,7 +70,10 @@ fn integer<F: Format>(isa: Isa, panel: &[u8], x: &Quantised, rows: usize, scratc
     if let Isa::Avx512(isa) = isa
         && rows <= avx512::DIRECT_ROWS
     {
-        return avx512::direct::<F>(isa, panel, &x.block(0, rows, F::GROUP), &mut acc[..rows]);
+        for (block, acc) in acc[..rows].chunks_mut(BLOCK_ROWS).enumerate() {
+            avx512::direct::<F>(isa, panel, &x.block(block * BLOCK_ROWS, rows, F::GROUP), acc);
+        }
+        return;
     }
     acc[..rows].fill([0.0; PANEL]);
     for (piece, blocks) in panel.chunks(TILE_COLS / F::BLOCK * F::STRIDE).enumerate() {

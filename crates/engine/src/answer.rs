@@ -19,6 +19,7 @@ pub(crate) struct Answer {
     logprobs: Option<usize>,
     max_tokens: usize,
     ignore_end: bool,
+    chat: bool,
     text: String,
     pub(crate) ids: Vec<u32>,
     pub(crate) metrics: Metrics,
@@ -43,6 +44,7 @@ impl Answer {
             logprobs: request.logprobs,
             max_tokens: request.max_tokens.unwrap_or(usize::MAX),
             ignore_end: request.ignore_end,
+            chat: request.chat,
             text: String::new(),
             ids: Vec::new(),
             metrics: Metrics { prompt_tokens: request.prompt.len(), ..Metrics::default() },
@@ -64,11 +66,14 @@ impl Answer {
         }
         let id = self.sampler.pick(logits).ok_or(EngineError::NotANumber { position })?;
         self.ids.push(id);
-        if !self.ignore_end && self.tokenizer.end_tokens().contains(&id) {
-            return Ok(Picked { text: String::new(), logprob: None, finish: Some(FinishReason::Stop) });
-        }
         let bytes = |id: u32| self.tokenizer.token_bytes(id).unwrap_or_default();
         let logprob = own.map(|own| token_logprob(&own, id, self.logprobs.unwrap_or(0), &bytes));
+        if !self.ignore_end && self.tokenizer.end_tokens().contains(&id) {
+            // Nothing can follow what was held back. The tokens of a completion include its end, on which evaluation
+            // harnesses count; those of a chat do not.
+            let logprob = logprob.filter(|_| !self.chat);
+            return Ok(Picked { text: self.flush(), logprob, finish: Some(FinishReason::Stop) });
+        }
         let piece = self.detokenizer.push(id);
         let passed = self.stops.push(&piece);
         self.text += &passed.text;

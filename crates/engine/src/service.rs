@@ -226,8 +226,9 @@ impl Worker {
                 self.engine.scheduler.cancel_all(&mut outputs);
             }
             self.engine.scheduler.step(&mut outputs);
-            self.deliver(&mut outputs);
+            // Before anyone hears of the step: who hears of an end finds it counted.
             *lock(&self.shared.stats) = self.engine.scheduler.stats();
+            self.deliver(&mut outputs);
             if end.is_some() && self.engine.scheduler.is_idle() {
                 return;
             }

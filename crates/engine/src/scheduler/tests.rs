@@ -374,6 +374,42 @@ fn a_failing_device_ends_its_step_and_nothing_else() {
 }
 
 #[test]
+fn an_end_token_flushes_what_was_held_and_is_a_token_of_a_completion() {
+    // Until the end token comes up; every text ends in what could begin the stop string.
+    let mut ended = 0;
+    for seed in 0..40 {
+        for chat in [false, true] {
+            let mut scheduler = scheduler(ROOMY);
+            let mut request = Request { chat, logprobs: Some(1), ..request(prompt(20, seed), 300, seed) };
+            request.stop = vec!["><never".to_owned(), ">".repeat(9)];
+            request.sampler.frequency_penalty = 0.0;
+            scheduler.submit(&request, 1, &tokenizer());
+            let (mut outputs, mut text, mut scores) = (Vec::new(), String::new(), 0);
+            while !scheduler.is_idle() {
+                scheduler.step(&mut outputs);
+                for (_, event) in outputs.drain(..) {
+                    match event {
+                        Event::Token { text: piece, logprob } => {
+                            text += &piece;
+                            scores += usize::from(logprob.is_some());
+                        }
+                        Event::Done(generation) if generation.finish == FinishReason::Stop => {
+                            ended += 1;
+                            assert_eq!(generation.ids.last(), Some(&0), "token 0 is the end");
+                            assert!(generation.text.ends_with('>') || generation.ids.len() == 1);
+                            assert_eq!(generation.text, text);
+                            assert_eq!(scores, generation.ids.len() - usize::from(chat));
+                        }
+                        _ => (),
+                    }
+                }
+            }
+        }
+    }
+    assert!(ended > 10, "the end token came up {ended} times");
+}
+
+#[test]
 fn deadlines_end_what_waits_and_what_runs() {
     let mut scheduler = scheduler(Setting { slots: 1, ..ROOMY });
     let late = || Request { deadline: Some(Instant::now()), ..request(prompt(5, 1), 400, 0) };

@@ -14,7 +14,7 @@
 //! - Some requests come again and again, streamed and whole: their answers, first asked for with nothing beside them,
 //!   never differ.
 //! - At the end nothing runs, nothing waits, no KV block and no connection is held, and the process holds no more memory
-//!   than after a tenth of the requests, up to [`MOST_GROWTH_MIB`].
+//!   than after a tenth of the requests, or once the KV cache was full, up to [`MOST_GROWTH_MIB`].
 //! - A server of this process stops without an error.
 //!
 //! It exits with 0 where all of that held, 1 where something did not, 2 where it could not be tried.
@@ -36,9 +36,9 @@ use std::{
 
 use client::World;
 use tally::{Outcome, Tally};
-use target::{Failure, Target};
+use target::{Failure, Held, Target, settled};
 
-/// What memory may grow by after a tenth of the requests. The bodies of requests are up to 4 MB, some are held at the
+/// What memory may grow by after a tenth of the requests, or once the KV cache was full. The bodies of requests are up to 4 MB, some are held at the
 /// same time, by clients and server alike, and allocators do not give everything back.
 const MOST_GROWTH_MIB: f64 = 48.0;
 
@@ -113,30 +113,44 @@ fn run(options: Options) -> Result<Vec<String>, Failure> {
     let most_time = Duration::from_secs(options.seconds);
     let world = World::new(facts, target.patience(), options.requests, start + most_time);
     let mut tally = client::fix(&world, target.address);
-    let early = clients(&world, &target, &options, &mut tally);
+    let tenths = clients(&world, &target, &options, &mut tally);
     let elapsed = start.elapsed();
 
     let mut faults: Vec<String> = tally.faults().to_vec();
     faults.extend(target.check_idle().err());
-    let late = target.resident_mib();
+    let late = target.held();
     if tally.total(Outcome::Answered) == 0 {
         faults.push("nothing was answered".to_owned());
     }
     print!("{}", tally.table(elapsed));
     println!("{}", target.books()?);
-    if let (Some(early), Some(late)) = (early, late) {
-        println!("resident: {early:.1} MiB after a tenth, {late:.1} MiB at the end, may grow by {MOST_GROWTH_MIB} MiB");
-        if late > early + MOST_GROWTH_MIB {
-            faults.push(format!("memory grew by {:.1} MiB", late - early));
-        }
-    }
+    faults.extend(memory(&tenths, late));
     faults.extend(target.stop().err());
     Ok(faults)
 }
 
-/// Runs all clients to their ends; returns the resident memory after a tenth of the work, where that can be known.
-fn clients(world: &World, target: &Target, options: &Options, tally: &mut Tally) -> Option<f64> {
-    let mut early = None;
+/// Prints what was held after each tenth and at the end; returns what is wrong with it.
+fn memory(tenths: &[Held], late: Option<Held>) -> Option<String> {
+    let late = late?;
+    let (first, all) = (tenths.first()?, [tenths, &[late]].concat());
+    let settled = settled(&all)?.own_mib;
+    let shown: Vec<String> = tenths.iter().map(|held| format!("{:.0}", held.own_mib)).collect();
+    println!(
+        "memory: {:.1} MiB after a tenth, {settled:.1} once the KV cache was full, {:.1} at the end, may grow by \
+         {MOST_GROWTH_MIB}; by tenths: {}; with mapped files {:.1} and {:.1} MiB",
+        first.own_mib,
+        late.own_mib,
+        shown.join(" "),
+        first.resident_mib,
+        late.resident_mib,
+    );
+    let growth = late.own_mib - settled;
+    (growth > MOST_GROWTH_MIB).then(|| format!("memory grew by {growth:.1} MiB"))
+}
+
+/// Runs all clients to their ends; returns the memory held after each tenth of the work, where that can be known.
+fn clients(world: &World, target: &Target, options: &Options, tally: &mut Tally) -> Vec<Held> {
+    let mut tenths = Vec::new();
     let start = Instant::now();
     std::thread::scope(|scope| {
         let seed = |client: usize| options.seed.wrapping_mul(0x9e37_79b9).wrapping_add(client as u64);
@@ -144,9 +158,10 @@ fn clients(world: &World, target: &Target, options: &Options, tally: &mut Tally)
             .map(|client| scope.spawn(move || client::work(world, target.address, seed(client))))
             .collect();
         while !clients.iter().all(|client| client.is_finished()) {
-            let is_tenth = world.ended() > world.most / 10 || start.elapsed() > (world.until - start) / 10;
-            if early.is_none() && is_tenth {
-                early = target.resident_mib();
+            let count = tenths.len() as u32 + 1;
+            let by_count = world.ended() > (world.most / 10).saturating_mul(count as usize);
+            if by_count || start.elapsed() > (world.until - start) / 10 * count {
+                tenths.extend(target.held());
             }
             std::thread::sleep(Duration::from_millis(20));
         }
@@ -157,5 +172,5 @@ fn clients(world: &World, target: &Target, options: &Options, tally: &mut Tally)
             }
         }
     });
-    early
+    tenths
 }

@@ -46,6 +46,23 @@ pub(crate) struct Target {
     process: Option<String>,
 }
 
+/// Memory of a server.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Held {
+    /// Its own.
+    pub(crate) own_mib: f64,
+    /// With what it has mapped.
+    pub(crate) resident_mib: f64,
+    /// KV blocks with contents: the system gives their memory when they are first written.
+    blocks: f64,
+}
+
+/// The first of these, taken one after the other, in which the KV cache is about as full as it ever is.
+pub(crate) fn settled(held: &[Held]) -> Option<&Held> {
+    let most = held.iter().map(|held| held.blocks).fold(0.0, f64::max);
+    held.iter().find(|held| held.blocks >= 0.9 * most)
+}
+
 /// A server in this process.
 struct Local {
     handle: Handle,
@@ -109,11 +126,19 @@ impl Target {
         Ok(line.ok_or_else(|| format!("no {name} in /metrics"))?.parse()?)
     }
 
-    /// Resident memory of the server's process in MiB (proc_pid_status(5)); `None` where it cannot be known.
-    pub(crate) fn resident_mib(&self) -> Option<f64> {
+    /// What the server's process holds, and how many KV blocks have been written so far; `None` where it cannot be known.
+    ///
+    /// Pages of the mapped model come in as they are looked up, are bounded by the file and can be dropped by the
+    /// system: they do not count (RssAnon of proc_pid_status(5)).
+    pub(crate) fn held(&self) -> Option<Held> {
         let status = fs::read_to_string(format!("/proc/{}/status", self.process.as_ref()?)).ok()?;
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
-        line.trim().strip_suffix(" kB")?.trim().parse().ok().map(|kib: f64| kib / 1024.0)
+        let kib = |name: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(name))?;
+            line.trim().strip_suffix(" kB")?.trim().parse().ok()
+        };
+        let (own, resident): (f64, f64) = (kib("RssAnon:")?, kib("VmRSS:")?);
+        let blocks = self.metric("unicorn_kv_blocks_used").ok()? + self.metric("unicorn_kv_blocks_cached").ok()?;
+        Some(Held { own_mib: own / 1024.0, resident_mib: resident / 1024.0, blocks })
     }
 
     /// The totals that tell how the engine was used, in words.
