@@ -28,7 +28,8 @@ use crate::{
 };
 
 /// Rows of activations up to which weights are unpacked in registers, straight from the panel, once for each block of
-/// rows. Gemma 3 270M with 48 sequences decodes twice as fast so as through tiles.
+/// rows. Gemma 3 270M with 48 sequences decodes at 435 tok/s so and at 224 through tiles (example `batch_rate` of
+/// `engine`, one run each, two Zen 4 cores).
 pub(crate) const DIRECT_ROWS: usize = 4 * BLOCK_ROWS;
 
 /// `acc = panel x block` for a block of rows, unpacking in registers. `cpu-linear-*-avx512-direct`.

@@ -112,7 +112,6 @@ impl Answer {
     /// The answer as it is when it ends.
     pub(crate) fn take(&mut self, finish: FinishReason) -> Generation {
         self.metrics.generated_tokens = self.ids.len();
-        self.metrics.peak_memory_bytes = crate::peak_memory_bytes();
         let (text, ids) = (std::mem::take(&mut self.text), std::mem::take(&mut self.ids));
         Generation { text, ids, finish, metrics: self.metrics }
     }

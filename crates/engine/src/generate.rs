@@ -2,7 +2,7 @@
 
 use std::ops::ControlFlow;
 
-use crate::{Engine, EngineError, Event, Generation, Request};
+use crate::{Engine, EngineError, Event, Generation, Request, peak_memory_bytes};
 
 impl Engine {
     /// Generates, alone. What the KV cache knows of the prompt is not computed again. `on_event` hears what happens
@@ -24,7 +24,11 @@ impl Engine {
             let mut cancelled = false;
             for (_, event) in outputs.drain(..) {
                 match event {
-                    Event::Done(generation) => return Ok(generation),
+                    Event::Done(mut generation) => {
+                        // Read from the system, so not for every answer of a service.
+                        generation.metrics.peak_memory_bytes = peak_memory_bytes();
+                        return Ok(generation);
+                    }
                     Event::Failed(error) => return Err(error),
                     event => cancelled |= on_event(event).is_break(),
                 }

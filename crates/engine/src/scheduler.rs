@@ -21,7 +21,10 @@ use std::{
 use graph::{Execution, RunError, Span, Step};
 use text::Tokenizer;
 
-use crate::{EngineError, Event, FinishReason, Pooling, Request, kv::KvBlocks};
+use crate::{
+    EngineError, Event, FinishReason, Pooling, Request,
+    kv::{Copy, KvBlocks},
+};
 use compose::Pace;
 pub(crate) use sequence::SequenceId;
 use sequence::{Sequence, Work};
@@ -225,40 +228,45 @@ impl Scheduler {
             };
             let Some(at) = self.waiting.iter().position(|sequence| !is_led(sequence)) else { return };
             let mut sequence = self.waiting.remove(at).expect("it was just found");
-            if let Err(error) = self.take_up(&mut sequence) {
-                sequence.fail(error, outputs);
-                continue;
-            }
+            let copies = self.take_up(&mut sequence);
             let lease = sequence.lease.as_ref().expect("take_up made it");
             let (past, tokens) = (sequence.computed, sequence.pending());
             let spare = self.running.len();
             let limit = self.execution.plan().limits.tokens;
             if !self.running.is_empty() && !self.blocks.has_room(lease, past, tokens, limit, spare) {
-                self.give_back(&mut sequence);
+                self.put_down(&mut sequence);
                 self.waiting.insert(at, sequence);
                 return;
+            }
+            // Only now: a sequence that waits for room is looked at before every step, and must not cost a copy each time.
+            if let Err(error) = self.copy(&copies) {
+                self.put_down(&mut sequence);
+                sequence.fail(EngineError::Run(error), outputs);
+                continue;
             }
             sequence.start(&mut self.stats, outputs);
             self.running.push(sequence);
         }
     }
 
-    /// Takes up what is known of a sequence's tokens. The last token is always computed: its outputs are wanted.
-    fn take_up(&mut self, sequence: &mut Sequence) -> Result<(), EngineError> {
+    /// Takes up what is known of a sequence's tokens, and returns what must be copied before it runs. The last token is
+    /// always computed: its outputs are wanted.
+    fn take_up(&mut self, sequence: &mut Sequence) -> Vec<Copy> {
         let known = if sequence.wants_all_rows() { 0 } else { sequence.tokens.len() - 1 };
         let (lease, computed, copies) = self.blocks.take_up(&sequence.tokens[..known]);
         sequence.lease = Some(lease);
         sequence.computed = computed;
-        let mut copied = Ok(());
-        for copy in copies {
-            copied = copied.and_then(|()| self.execution.copy_block(copy.group, copy.from, copy.to));
-        }
-        if copied.is_err() {
-            // The copy is not what it should be: only what was there before is known.
-            sequence.computed = 0;
-            self.give_back(sequence);
-        }
-        Ok(copied?)
+        copies
+    }
+
+    fn copy(&mut self, copies: &[Copy]) -> Result<(), RunError> {
+        copies.iter().try_for_each(|copy| self.execution.copy_block(copy.group, copy.from, copy.to))
+    }
+
+    /// Undoes [`Scheduler::take_up`]: what was to be copied is not there, so nothing new is known.
+    fn put_down(&mut self, sequence: &mut Sequence) {
+        sequence.computed = 0;
+        self.give_back(sequence);
     }
 
     /// Decides the rows of a step and makes room for them.

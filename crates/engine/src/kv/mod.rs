@@ -21,7 +21,7 @@ mod tree;
 
 use std::collections::BTreeSet;
 
-pub(crate) use lease::Lease;
+pub(crate) use lease::{Copy, Lease};
 use tree::{NodeId, Tree};
 
 /// Blocks of one group.
