@@ -1,7 +1,5 @@
 //! Published models and fixtures, where they are at hand: `cargo test -p files --release -- --ignored --nocapture`.
 
-use std::time::Instant;
-
 use files::gguf::Gguf;
 use files::hf::HfDir;
 
@@ -17,12 +15,9 @@ const MODELS: [(&str, &str, usize, usize); 3] = [
 fn published_gguf_files() {
     for (file, architecture, tensors, vocabulary) in MODELS {
         let Some(path) = testkit::published(file) else { continue };
-        let start = Instant::now();
         let model = Gguf::open(&path).unwrap();
-        let opened = start.elapsed();
         let meta = model.metadata();
         let tokens = meta.strings("tokenizer.ggml.tokens").unwrap();
-        println!("{file}: opened in {opened:?}, {} tokens by {:?}", tokens.len(), start.elapsed());
         assert_eq!(meta.str("general.architecture").unwrap(), architecture);
         assert_eq!((model.tensors().len(), tokens.len()), (tensors, vocabulary));
         let layers = meta.u32(&format!("{architecture}.block_count")).unwrap() as usize;
@@ -32,7 +27,6 @@ fn published_gguf_files() {
         let embd = model.tensor("token_embd.weight").unwrap();
         assert_eq!(embd.shape[0], vocabulary);
         assert!(embd.data.is_mapped());
-        assert!(cfg!(debug_assertions) || opened.as_millis() < 60, "{opened:?}");
     }
 }
 

@@ -146,11 +146,8 @@ fn templates_without_end_are_stopped() {
     let blocks = "{% if true %}".repeat(100_000);
     let deep = deep.iter().map(String::as_str);
     for source in [nested, doubling, recursive, long, wide, &parens, &blocks].into_iter().chain(deep) {
-        let start = std::time::Instant::now();
         let result = render(source, &chat);
         let name: String = source.chars().take(60).chain(source.chars().rev().take(20)).collect();
-        eprintln!("{name}: {:?} {:?}", start.elapsed(), result.as_ref().map(String::len));
-        assert!(start.elapsed().as_secs() < 20, "{name}");
         assert!(result.is_err() || source.contains("3500"), "{name}");
     }
     assert!(matches!(render(nested, &chat), Err(TextError::TemplateBudget { .. })));
