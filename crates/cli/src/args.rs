@@ -2,10 +2,12 @@
 
 use std::{path::PathBuf, process::ExitCode};
 
+use anyhow::Context;
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use engine::{Arithmetic, KvType, LoadOptions, Part, SamplerOptions};
+use engine::{Arithmetic, KvType, LoadOptions, ModelFile, Part, SamplerOptions};
+use serde_json::Value;
 
-use crate::commands;
+use crate::{commands, model::read_text};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -93,6 +95,33 @@ pub(crate) struct ModelArg {
     pub(crate) model: Option<String>,
 }
 
+/// How messages become a prompt.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Chat template")]
+pub(crate) struct TemplateOptions {
+    /// File with a chat template in Jinja, in place of the model's own
+    #[arg(long, value_name = "FILE")]
+    pub(crate) chat_template: Option<PathBuf>,
+    /// A variable of the chat template, as enable_thinking=false: JSON, or text; repeatable
+    #[arg(long, value_name = "NAME=VALUE", value_parser = parse_variable)]
+    pub(crate) template_var: Vec<(String, Value)>,
+}
+
+impl TemplateOptions {
+    /// Sets them for an opened model.
+    ///
+    /// # Errors
+    /// Where the template cannot be read or does not compile.
+    pub(crate) fn apply(&self, file: &mut ModelFile) -> anyhow::Result<()> {
+        if let Some(path) = &self.chat_template {
+            let named = || format!("--chat-template {}", path.display());
+            file.set_template(read_text(path)?).with_context(named)?;
+        }
+        file.set_variables(self.template_var.iter().cloned().collect());
+        Ok(())
+    }
+}
+
 /// How the CPU device computes.
 #[derive(Debug, Args)]
 pub(crate) struct CpuArgs {
@@ -165,20 +194,18 @@ impl LoadArgs {
 }
 
 /// How tokens are picked.
+/// How tokens are picked.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Sampling")]
-pub(crate) struct SamplingArgs {
-    /// Ends the answer after so many tokens [default: where the model ends it; 128 for a base model, which seldom does]
-    #[arg(short = 'n', long, value_name = "N")]
-    pub(crate) max_tokens: Option<usize>,
+pub(crate) struct PickArgs {
     /// 0 takes the likeliest token each time, 1 draws from the model's own distribution [default: 0 for run, 0.7 for
-    /// chat]
+    /// chat, 1 for serve]
     #[arg(long, value_name = "T", allow_negative_numbers = true)]
     pub(crate) temperature: Option<f32>,
     /// Draws from the K likeliest tokens; 0 from all
     #[arg(long, value_name = "K", default_value_t = 0)]
     pub(crate) top_k: usize,
-    /// Draws from the likeliest tokens that reach probability P together [default: 1 (all) for run, 0.95 for chat]
+    /// Draws from the likeliest tokens that reach probability P together [default: 0.95 for chat, else 1 (all)]
     #[arg(long, value_name = "P", allow_negative_numbers = true)]
     pub(crate) top_p: Option<f32>,
     /// Draws from tokens at least P times as likely as the likeliest
@@ -196,6 +223,33 @@ pub(crate) struct SamplingArgs {
     /// Subtracts X from the logit of a token that was generated
     #[arg(long, value_name = "X", default_value_t = 0.0, allow_negative_numbers = true)]
     pub(crate) presence_penalty: f32,
+}
+
+impl PickArgs {
+    /// As the engine takes them, with a command's own defaults of temperature and top-p.
+    pub(crate) fn options(&self, temperature: f32, top_p: f32) -> SamplerOptions {
+        SamplerOptions {
+            temperature: self.temperature.unwrap_or(temperature),
+            top_k: self.top_k,
+            top_p: self.top_p.unwrap_or(top_p),
+            min_p: self.min_p,
+            typical_p: self.typical_p,
+            repetition_penalty: self.repetition_penalty,
+            frequency_penalty: self.frequency_penalty,
+            presence_penalty: self.presence_penalty,
+            ..SamplerOptions::default()
+        }
+    }
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Sampling")]
+pub(crate) struct SamplingArgs {
+    /// Ends the answer after so many tokens [default: where the model ends it; 128 for a base model, which seldom does]
+    #[arg(short = 'n', long, value_name = "N")]
+    pub(crate) max_tokens: Option<usize>,
+    #[command(flatten)]
+    pub(crate) pick: PickArgs,
     /// Adds BIAS to the logit of token ID; -inf bans it; repeatable
     #[arg(long, value_name = "ID=BIAS", value_parser = parse_bias)]
     pub(crate) logit_bias: Vec<(u32, f32)>,
@@ -214,17 +268,9 @@ impl SamplingArgs {
     /// Where a setting is out of its range, the ids of the biases apart: those wait for the vocabulary.
     pub(crate) fn options(&self, temperature: f32, top_p: f32) -> anyhow::Result<SamplerOptions> {
         let options = SamplerOptions {
-            temperature: self.temperature.unwrap_or(temperature),
-            top_k: self.top_k,
-            top_p: self.top_p.unwrap_or(top_p),
-            min_p: self.min_p,
-            typical_p: self.typical_p,
-            repetition_penalty: self.repetition_penalty,
-            frequency_penalty: self.frequency_penalty,
-            presence_penalty: self.presence_penalty,
             logit_bias: self.logit_bias.clone(),
             seed: self.seed.unwrap_or_else(clock_seed),
-            ..SamplerOptions::default()
+            ..self.pick.options(temperature, top_p)
         };
         options.check(usize::MAX)?;
         Ok(options)
@@ -317,6 +363,12 @@ fn parse_bias(text: &str) -> Result<(u32, f32), String> {
     Ok((id, bias))
 }
 
+/// `enable_thinking=false`; what is no JSON is text.
+fn parse_variable(text: &str) -> Result<(String, Value), String> {
+    let (name, value) = text.split_once('=').ok_or("expected NAME=VALUE, as enable_thinking=false")?;
+    Ok((name.to_owned(), serde_json::from_str(value).unwrap_or_else(|_| value.into())))
+}
+
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory;
@@ -326,6 +378,21 @@ mod tests {
     #[test]
     fn the_table_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn variables_are_json_or_text() {
+        for (text, want) in [
+            ("enable_thinking=false", Some(("enable_thinking", Value::Bool(false)))),
+            ("n=3", Some(("n", 3.into()))),
+            ("date=1 May", Some(("date", "1 May".into()))),
+            ("empty=", Some(("empty", "".into()))),
+            ("a=b=c", Some(("a", "b=c".into()))),
+            ("nothing", None),
+        ] {
+            let want = want.map(|(name, value)| (name.to_owned(), value));
+            assert_eq!(parse_variable(text).ok(), want, "{text}");
+        }
     }
 
     #[test]

@@ -98,16 +98,20 @@ pub enum Format {
 }
 
 impl Format {
+    /// The schema of a format that is JSON, ready for the compiler.
+    pub(crate) fn json(&self) -> Option<Result<Value, ConstraintError>> {
+        match self {
+            Format::JsonObject => Some(Ok(any_object())),
+            Format::JsonSchema(value) => Some(obeyed(value)),
+            Format::Regex(_) | Format::Lark(_) | Format::Tools(_) => None,
+        }
+    }
+
     /// The grammar in the library's terms, and what it is called in errors.
     fn source(&self) -> Result<(TopLevelGrammar, &'static str), ConstraintError> {
         Ok(match self {
-            Format::JsonObject => {
-                let object = serde_json::json!({ "type": "object" });
-                (TopLevelGrammar::from_json_schema(with_whitespace(object, false)), "JSON object")
-            }
-            Format::JsonSchema(value) => {
-                (TopLevelGrammar::from_json_schema(with_whitespace(schema::checked(value)?, false)), "JSON schema")
-            }
+            Format::JsonObject => (TopLevelGrammar::from_json_schema(any_object()), "JSON object"),
+            Format::JsonSchema(value) => (TopLevelGrammar::from_json_schema(obeyed(value)?), "JSON schema"),
             Format::Regex(regex) => {
                 within("regular expression", regex, MAX_REGEX_BYTES)?;
                 // The library drops a backslash at the end, and reads an empty expression as a comment.
@@ -128,6 +132,14 @@ impl Format {
             }
         })
     }
+}
+
+fn any_object() -> Value {
+    with_whitespace(serde_json::json!({ "type": "object" }), false)
+}
+
+fn obeyed(schema: &Value) -> Result<Value, ConstraintError> {
+    Ok(with_whitespace(schema::checked(schema)?, false))
 }
 
 fn within(what: &'static str, text: &str, limit: usize) -> Result<(), ConstraintError> {

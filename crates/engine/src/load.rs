@@ -237,6 +237,7 @@ impl Engine {
             tokenizer_error,
             template,
             template_error,
+            variables: file.variables.clone(),
             pooling,
             tool_format,
             vocabulary: OnceLock::new(),
@@ -308,6 +309,6 @@ impl ModelFile {
         let Some(template) = vocabulary::template(self, &info.architecture, Some(&info.name))? else {
             return Err(EngineError::NoTemplate { model: info.name });
         };
-        render(&template, &self.tokenizer()?, messages, tools)
+        render(&template, &self.tokenizer()?, messages, tools, self.variables.clone())
     }
 }

@@ -3,6 +3,7 @@
 use std::sync::{Arc, OnceLock};
 
 use graph::Plan;
+use serde_json::{Map, Value};
 use text::{ChatTemplate, Tokenizer};
 
 use crate::{EngineError, Format, Grammar, ModelInfo, Pooling, Request, ToolFormat, Vocabulary};
@@ -18,6 +19,8 @@ pub struct Model {
     pub(crate) template: Option<ChatTemplate>,
     /// Why the template that the file carries cannot be used.
     pub(crate) template_error: Option<String>,
+    /// What the template reads besides, unless a caller of [`Model::render`] says otherwise.
+    pub(crate) variables: Map<String, Value>,
     pub(crate) pooling: Pooling,
     pub(crate) tool_format: ToolFormat,
     /// The tokens as grammars need them; made when first one is asked for.
@@ -114,20 +117,24 @@ impl Model {
         Ok(ids)
     }
 
-    /// Renders messages (objects with `role` and `content`) with the model's template.
+    /// Renders messages (objects with `role` and `content`) with the model's template. `variables` are what the template
+    /// reads beside messages and tools, as `enable_thinking`; they go before those of [`crate::ModelFile::set_variables`].
     ///
     /// # Errors
     /// Where the model has no template, or one that cannot be used or refuses the messages.
     pub fn render(
         &self,
-        messages: &[serde_json::Value],
-        tools: Option<&[serde_json::Value]>,
+        messages: &[Value],
+        tools: Option<&[Value]>,
+        variables: &Map<String, Value>,
     ) -> Result<String, EngineError> {
         self.can_chat()?;
         let Some(template) = &self.template else {
             return Err(EngineError::NoTemplate { model: self.info.name.clone() });
         };
-        render(template, self.tokenizer()?, messages, tools)
+        let given = variables.iter().map(|(name, value)| (name.clone(), value.clone()));
+        let variables = self.variables.clone().into_iter().chain(given).collect();
+        render(template, self.tokenizer()?, messages, tools, variables)
     }
 
     /// Refuses what cannot be run before anything of it is.
@@ -176,8 +183,9 @@ impl Model {
 pub(crate) fn render(
     template: &ChatTemplate,
     tokenizer: &Tokenizer,
-    messages: &[serde_json::Value],
-    tools: Option<&[serde_json::Value]>,
+    messages: &[Value],
+    tools: Option<&[Value]>,
+    variables: Map<String, Value>,
 ) -> Result<String, EngineError> {
     let name = |id: Option<u32>| id.and_then(|id| tokenizer.token_text(id)).unwrap_or_default();
     let chat = text::Chat {
@@ -186,6 +194,7 @@ pub(crate) fn render(
         add_generation_prompt: true,
         bos_token: name(tokenizer.bos()),
         eos_token: name(tokenizer.eos()),
+        extra: variables,
         ..text::Chat::default()
     };
     Ok(template.render(&chat)?)

@@ -43,6 +43,14 @@ pub enum SubmitError {
         /// Sequences that may.
         limit: usize,
     },
+    /// One request is for more than can ever wait.
+    #[error("{choices} answers to one prompt, and {most} fit into the slots and the queue")]
+    TooManyChoices {
+        /// Answers asked for.
+        choices: usize,
+        /// What could be taken from an idle service.
+        most: usize,
+    },
     /// The service is stopping.
     #[error("the service is stopping")]
     Stopped,
@@ -152,6 +160,10 @@ impl Service {
         }
         // Those that find a free slot do not wait.
         let stats = *lock(&shared.stats);
+        let most = shared.options.queue + stats.slots;
+        if sequences > most {
+            return Err(SubmitError::TooManyChoices { choices: sequences, most });
+        }
         let limit = shared.options.queue + stats.slots.saturating_sub(stats.running);
         let waiting = shared.queued.fetch_add(sequences, Ordering::SeqCst);
         if waiting + sequences > limit {

@@ -3,6 +3,8 @@
 use std::{collections::BTreeMap, path::Path};
 
 use files::{gguf::Gguf, hf::HfDir};
+use serde_json::{Map, Value};
+use text::ChatTemplate;
 
 use crate::{EngineError, Pooling};
 
@@ -11,6 +13,10 @@ use crate::{EngineError, Pooling};
 pub struct ModelFile {
     pub(crate) path: String,
     pub(crate) kind: Kind,
+    /// A chat template that goes before the model's own.
+    template: Option<String>,
+    /// What the template reads beside messages and tools.
+    pub(crate) variables: Map<String, Value>,
 }
 
 #[derive(Debug)]
@@ -45,7 +51,7 @@ impl ModelFile {
         } else {
             Kind::Gguf(Box::new(Gguf::open(path)?))
         };
-        Ok(ModelFile { path: path.display().to_string(), kind })
+        Ok(ModelFile { path: path.display().to_string(), kind, template: None, variables: Map::new() })
     }
 
     /// Where it lies.
@@ -140,11 +146,30 @@ impl ModelFile {
         }
     }
 
-    /// The model's own chat template.
+    /// Takes this chat template in place of the model's own.
+    ///
+    /// # Errors
+    /// Where it does not compile.
+    pub fn set_template(&mut self, source: String) -> Result<(), EngineError> {
+        ChatTemplate::new(&source)?;
+        self.template = Some(source);
+        Ok(())
+    }
+
+    /// What the template reads beside messages and tools, as `enable_thinking`; callers of [`crate::Model::render`] may
+    /// say otherwise.
+    pub fn set_variables(&mut self, variables: Map<String, Value>) {
+        self.variables = variables;
+    }
+
+    /// The chat template: the one that was set, else the model's own.
     ///
     /// # Errors
     /// Where the metadata holds something that is not text.
     pub fn template_source(&self) -> Result<Option<String>, EngineError> {
+        if let Some(source) = &self.template {
+            return Ok(Some(source.clone()));
+        }
         Ok(match &self.kind {
             Kind::Gguf(gguf) => gguf.metadata().opt_str("tokenizer.chat_template")?.map(str::to_owned),
             Kind::HuggingFace(dir) => dir.chat_template().map(str::to_owned),

@@ -17,8 +17,8 @@
 //! calls and results of earlier turns are written as text. It also serves templates whose own format is none of the
 //! others; they are then not given the tools.
 //!
-//! With [`ToolChoice::Auto`] the model writes what it likes until it begins a call, and is held to the tools from there
-//! on. The arguments follow the schema of the tool: exactly where the tool is `strict`, else as far as its keywords can
+//! With [`ToolChoice::Auto`] the model writes what it likes, or JSON of a given schema, until it begins a call, and is
+//! held to the tools from there on. The arguments follow the schema of the tool: exactly where the tool is `strict`, else as far as its keywords can
 //! be enforced.
 
 mod grammar;
@@ -33,7 +33,7 @@ use serde_json::Value;
 pub use grammar::ToolGrammar;
 pub use parser::{Delta, Parser};
 
-use crate::constraint::ConstraintError;
+use crate::constraint::{ConstraintError, Format};
 
 /// The most tools of one request.
 pub const MAX_TOOLS: usize = 128;
@@ -121,6 +121,13 @@ impl ToolFormat {
     /// Whether the template is to be given the tools.
     pub fn template_takes_tools(self) -> bool {
         !matches!(self, ToolFormat::Prompted { .. })
+    }
+
+    /// Whether an answer that calls no tool can be held to `answer` where the model decides: a call must differ from it
+    /// at its first byte.
+    pub fn takes_answer(self, answer: &Format) -> bool {
+        let is_marked = matches!(self, ToolFormat::Hermes | ToolFormat::Mistral);
+        is_marked && matches!(answer, Format::JsonObject | Format::JsonSchema(_))
     }
 
     /// What the key of the arguments is called.

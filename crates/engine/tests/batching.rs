@@ -115,7 +115,7 @@ fn what_cannot_be_queued_is_refused() {
     assert!(refused(Request { prompt: vec![1; context + 1], ..Request::default() }, 1).contains(&context.to_string()));
     assert!(refused(Request { prompt: vec![9_999_999], ..Request::default() }, 1).contains("9999999"));
     assert!(refused(Request { stop: vec![String::new()], ..request(0) }, 1).contains("stop"));
-    assert!(refused(request(0), 4).contains("queue is full"));
+    assert!(refused(request(0), 4).contains("4 answers to one prompt, and 3 fit"));
     assert!(matches!(service.embed(vec![], Pooling::Mean, sink()), Err(SubmitError::Refused(_))));
     service.stop(Duration::ZERO);
     assert!(matches!(service.submit(request(0), 1, sink()), Err(SubmitError::Stopped)));

@@ -49,7 +49,7 @@ fn a_template_that_does_not_compile_is_reported_where_it_is_used() {
     // Text is completed all the same.
     let prompt = engine.prompt("w7").unwrap();
     assert!(!answer(&mut engine, &Request { prompt, max_tokens: Some(1), ..Request::default() }).is_empty());
-    for error in [engine.render(&[], None).unwrap_err(), engine.can_chat().unwrap_err()] {
+    for error in [engine.render(&[], None, &serde_json::Map::new()).unwrap_err(), engine.can_chat().unwrap_err()] {
         assert!(matches!(&error, EngineError::Unusable(text) if text.contains("template.gguf")), "{error}");
         assert!(!error.is_misuse());
     }

@@ -84,12 +84,12 @@ impl Calls {
         if !self.may_call() {
             return format.map_or(Ok(None), |format| compile(format, path));
         }
-        if format.is_some() && self.choice == ToolChoice::Auto {
-            let why = "A format goes with tools only where tool_choice is none, required or a function.";
+        if self.choice == ToolChoice::Auto && format.is_some_and(|format| !self.format.takes_answer(format)) {
+            let why = "With this model it goes with tools only where tool_choice is none, required or a function.";
             return Err(ApiError::unsupported(path, why));
         }
         let tokenizer = model.service.tokenizer().map_err(|error| ApiError::engine(&error, "tools"))?;
-        let grammar = self.format.grammar(&self.tools, &self.choice, self.parallel, tokenizer);
+        let grammar = self.format.grammar(&self.tools, &self.choice, self.parallel, format, tokenizer);
         match grammar.map_err(|error| ApiError::format(&error.into(), "tools"))? {
             Some(grammar) => compile(&Format::Tools(grammar), "tools"),
             None => Ok(None),

@@ -192,6 +192,9 @@ impl ApiError {
                 let error = ApiError::new(StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", message);
                 ApiError { retry_after: Some(retry_after), ..error.code("queue_full") }
             }
+            SubmitError::TooManyChoices { choices, most } => {
+                ApiError::value("n", format!("n is {choices}: this server has slots and a queue for {most}."))
+            }
             SubmitError::Stopped => ApiError::stopping(),
             SubmitError::Refused(error) => ApiError::engine(&error, prompt),
         }

@@ -45,6 +45,7 @@
 mod auth;
 mod body;
 mod calls;
+mod dialogue;
 mod error;
 mod feed;
 mod ids;

@@ -2,6 +2,8 @@
 
 use std::{path::PathBuf, time::Duration};
 
+use engine::SamplerOptions;
+
 /// Where a server listens, whom it lets in, and what it takes at most.
 #[derive(Clone, Debug)]
 pub struct ServerOptions {
@@ -22,6 +24,8 @@ pub struct ServerOptions {
     pub cors_origins: Vec<String>,
     /// Certificate and key for HTTPS.
     pub tls: Option<Tls>,
+    /// How tokens are picked where a request does not say.
+    pub sampler: SamplerOptions,
     /// Bounds on what is taken.
     pub limits: Limits,
     /// Bounds on how long it may take.
@@ -88,6 +92,8 @@ impl Default for ServerOptions {
             no_auth: false,
             cors_origins: Vec::new(),
             tls: None,
+            // As with OpenAI.
+            sampler: SamplerOptions { temperature: 1.0, ..SamplerOptions::default() },
             limits: Limits::default(),
             timeouts: Timeouts::default(),
         }

@@ -193,6 +193,38 @@ fn answers_keep_to_their_format() {
     }
 }
 
+#[test]
+fn an_answer_beside_tools_calls_one_or_keeps_to_its_format() {
+    let format = json!({"type": "json_schema", "json_schema": {"name": "x", "schema": {"enum": ["yes", "no"]}}});
+    for seed in 0..8 {
+        let fields = json!({"seed": seed, "tools": weather(), "response_format": format});
+        let choice = SITE.post(CHAT, &chat("either", fields)).ok()["choices"][0].clone();
+        match choice["finish_reason"].as_str().unwrap() {
+            "tool_calls" => {
+                check_arguments(choice["message"]["tool_calls"][0]["function"]["arguments"].as_str().unwrap())
+            }
+            "stop" => {
+                assert!(["\"yes\"", "\"no\""].contains(&choice["message"]["content"].as_str().unwrap()), "{choice}")
+            }
+            // Arguments may hold as many blanks as the context.
+            reason => assert_eq!((reason, choice["message"]["content"].is_null()), ("length", true), "{choice}"),
+        }
+    }
+}
+
+#[test]
+fn variables_reach_the_template() {
+    // The template of the fixture reads none of its own, and `add_generation_prompt` is not the client's to set.
+    let fields = json!({"max_tokens": 2, "seed": 1});
+    let plain = SITE.post(CHAT, &chat("x", fields.clone())).ok();
+    let more =
+        SITE.post(CHAT, &chat("x", with(fields, json!({"chat_template_kwargs": {"enable_thinking": false}})))).ok();
+    assert_eq!(plain["choices"], more["choices"]);
+    let fixed = json!({"chat_template_kwargs": {"add_generation_prompt": false}});
+    let message = SITE.post(CHAT, &chat("x", fixed)).error(400, "invalid_value", Some("messages"));
+    assert!(message.contains("add_generation_prompt"), "{message}");
+}
+
 /// The arguments of a call fit the schema.
 fn check_arguments(arguments: &str) {
     let value: Value = serde_json::from_str(arguments).unwrap_or_else(|error| panic!("{error}: {arguments:?}"));

@@ -103,10 +103,12 @@ fn fields_of_wrong_types_and_values_are_named() {
             "tool_choice",
         ),
         (
-            with(tool(json!({"name": "f"})), json!({"response_format": {"type": "json_object"}})),
+            with(tool(json!({"name": "f"})), json!({"response_format": {"type": "regex", "regex": "a"}})),
             "unsupported_parameter",
             "response_format",
         ),
+        (json!({"chat_template_kwargs": {"messages": []}}), "invalid_value", "messages"),
+        (json!({"chat_template_kwargs": 3}), "invalid_type", "chat_template_kwargs"),
         (json!({"audio": {"voice": "alloy"}}), "unsupported_parameter", "audio"),
         (json!({"modalities": ["text", "audio"]}), "unsupported_parameter", "modalities"),
         (json!({"store": true}), "unsupported_parameter", "store"),

@@ -43,6 +43,9 @@ const RECURSION: usize = 100;
 
 const NAME: &str = "chat";
 
+/// Variables that are not the caller's to choose.
+const GIVEN: [&str; 6] = ["messages", "tools", "add_generation_prompt", "bos_token", "eos_token", "strftime_now"];
+
 /// What a template is applied to.
 #[derive(Debug, Clone, Default)]
 pub struct Chat<'a> {
@@ -56,8 +59,8 @@ pub struct Chat<'a> {
     pub bos_token: &'a str,
     /// Name of the end token.
     pub eos_token: &'a str,
-    /// Further variables (`enable_thinking`, `documents`, ...). A name that is none, or that begins with `__`, is an
-    /// error.
+    /// Further variables (`enable_thinking`, `documents`, ...). A name that is none, that begins with `__`, or that of
+    /// a variable above, is an error.
     pub extra: Map<String, Value>,
     /// What `strftime_now` takes for the time, in seconds since 1970 plus the offset of the time zone. `None`: the
     /// system's clock, in UTC.
@@ -76,6 +79,8 @@ pub struct ChatTemplate {
     environment: Environment<'static>,
     syntax: SyntaxConfig,
     source: String,
+    /// The source with what the engine cannot parse put into its words.
+    prepared: String,
 }
 
 impl ChatTemplate {
@@ -93,12 +98,17 @@ impl ChatTemplate {
         environment.set_debug(false);
         functions::add_to(&mut environment);
         let compile = || {
-            let source = compile::prepared(&without_generation(source), &syntax).map_err(describe)?;
-            compile::compile(NAME, &source, &syntax).map_err(describe)?;
-            Ok(source)
+            let prepared = compile::prepared(&without_generation(source), &syntax).map_err(describe)?;
+            compile::compile(NAME, &prepared, &syntax).map_err(describe)?;
+            Ok(prepared)
         };
-        let source = on_large_stack(compile)?;
-        Ok(Self { environment, syntax, source })
+        let prepared = on_large_stack(compile)?;
+        Ok(Self { environment, syntax, source: source.to_owned(), prepared })
+    }
+
+    /// The template as it was given.
+    pub fn source(&self) -> &str {
+        &self.source
     }
 
     /// The template of the instruct models of Gemma 2 and 3, for files that carry none: turns of `user` and `model`,
@@ -124,12 +134,15 @@ impl ChatTemplate {
             let name: String = name.chars().take(64).collect();
             return Err(TextError::Template { line: 0, message: format!("{name:?} is no name of a variable") });
         }
+        if let Some(name) = GIVEN.into_iter().find(|name| chat.extra.contains_key(*name)) {
+            return Err(TextError::Template { line: 0, message: format!("{name:?} is given already") });
+        }
         let lists = chat.messages.iter().chain(chat.tools.unwrap_or_default()).chain(chat.extra.values());
         let bytes: u64 = lists.map(weight).sum();
         let fuel = FUEL.saturating_add(bytes / BYTES_PER_FUEL);
         let mut environment = self.environment.clone();
         environment.set_fuel(Some(fuel));
-        let compiled = compile::compile(NAME, &self.source, &self.syntax).map_err(describe)?;
+        let compiled = compile::compile(NAME, &self.prepared, &self.syntax).map_err(describe)?;
         let mut prompt = String::new();
         let mut output = make_string_output(&mut prompt);
         let root = variables(chat);

@@ -7,11 +7,11 @@ use std::{
 };
 
 use engine::{Engine, EngineError, FinishReason, Generation, ModelFile, Request, SamplerOptions};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use crate::{
     answer::{Shown, answer, footer},
-    args::{LoadArgs, ModelArg, SamplingArgs},
+    args::{LoadArgs, ModelArg, SamplingArgs, TemplateOptions},
     commands::plan,
     exit::{INTERRUPTED, usage},
     interrupt::{self, Answering, Rule},
@@ -51,6 +51,8 @@ pub(crate) struct RunArgs {
     /// What the model is told before the prompt, as a system message
     #[arg(long, value_name = "TEXT", conflicts_with = "raw")]
     system: Option<String>,
+    #[command(flatten)]
+    template: TemplateOptions,
     /// Completes the prompt as it is, without the chat template
     #[arg(long)]
     raw: bool,
@@ -95,7 +97,8 @@ impl RunArgs {
         let output = self.output.as_deref().map(Output::create).transpose()?;
         let sampler = self.sampling.options(0.0, 1.0)?;
         let text = self.prompt_text()?;
-        let file = open_and_say(self.model.model.as_deref(), !self.quiet)?;
+        let mut file = open_and_say(self.model.model.as_deref(), !self.quiet)?;
+        self.template.apply(&mut file)?;
         let mut loaded = load(&file, &self.load.options(), self.quiet)?;
         let prompt = self.encode(&loaded.engine, &file, text)?;
         let request = self.request(&prompt, sampler);
@@ -148,7 +151,7 @@ impl RunArgs {
         }
         let system = self.system.iter().map(|text| json!({"role": "system", "content": text}));
         let messages: Vec<Value> = system.chain([json!({"role": "user", "content": text})]).collect();
-        let text = engine.render(&messages, None).map_err(named)?;
+        let text = engine.render(&messages, None, &Map::new()).map_err(named)?;
         let ids = engine.rendered(&text).map_err(named)?;
         Ok(Prompt { text, ids, chat: true })
     }

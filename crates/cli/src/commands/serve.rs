@@ -18,7 +18,7 @@ use engine::{KvMemory, LoadOptions, ModelFile, Service, ServiceOptions};
 use server::{Handle, Limits, Server, ServerOptions, Timeouts, Tls};
 
 use crate::{
-    args::{LoadArgs, ModelArg, parse_bytes, parse_count},
+    args::{LoadArgs, ModelArg, PickArgs, TemplateOptions, parse_bytes, parse_count},
     exit::{INTERRUPTED, usage},
     interrupt,
     model::{load_with, open},
@@ -42,6 +42,7 @@ const OUTPUTS: usize = 32;
 Examples:
   unicorn serve -m smollm2-135m
   unicorn serve -m model.gguf --port 8080 --slots 16 --ctx 8192
+  unicorn serve -m model.gguf --temperature 0.6 --top-p 0.95 --template-var enable_thinking=false
   UNICORN_API_KEY=secret unicorn serve -m model.gguf --host 0.0.0.0 --tls-cert chain.pem --tls-key key.pem
   unicorn serve -m model.gguf --api-keys keys.txt --cors https://chat.example
 
@@ -65,6 +66,11 @@ pub(crate) struct ServeArgs {
     alias: Vec<String>,
     #[command(flatten)]
     batching: BatchingArgs,
+    #[command(flatten)]
+    template: TemplateOptions,
+    /// What is taken where a request does not say.
+    #[command(flatten)]
+    pick: PickArgs,
     #[command(flatten)]
     access: AccessArgs,
     #[command(flatten)]
@@ -167,7 +173,8 @@ impl From<LogLevel> for tracing_subscriber::filter::LevelFilter {
 
 impl ServeArgs {
     pub(crate) fn execute(self) -> anyhow::Result<ExitCode> {
-        let file = open(self.model.model.as_deref())?;
+        let mut file = open(self.model.model.as_deref())?;
+        self.template.apply(&mut file)?;
         let server = Server::bind(self.server_options(&file)?).map_err(|error| usage(error.to_string()))?;
         self.start_log();
         let handle = server.handle();
@@ -193,6 +200,9 @@ impl ServeArgs {
         let name = self.name.clone().unwrap_or_else(|| own.strip_suffix(".gguf").unwrap_or(own).to_owned());
         let body_bytes = usize::try_from(bounds.max_body).unwrap_or(usize::MAX);
         let limits = Limits::default();
+        // As with OpenAI, where the flags say nothing.
+        let sampler = self.pick.options(1.0, 1.0);
+        sampler.check(usize::MAX)?;
         Ok(ServerOptions {
             host: self.host.clone(),
             port: self.port,
@@ -206,6 +216,7 @@ impl ServeArgs {
                 .clone()
                 .zip(access.tls_key.clone())
                 .map(|(certificates, key)| Tls { certificates, key }),
+            sampler,
             limits: Limits {
                 body_bytes,
                 bodies_bytes: limits.bodies_bytes.max(body_bytes),

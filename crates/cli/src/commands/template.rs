@@ -9,7 +9,7 @@ use anyhow::Context;
 use serde_json::Value;
 
 use crate::{
-    args::ModelArg,
+    args::{ModelArg, TemplateOptions},
     exit::usage,
     model::{naming, open, read_text},
     output::print,
@@ -35,6 +35,8 @@ pub(crate) struct TemplateArgs {
     /// JSON file with a list of tools the model may call
     #[arg(long, value_name = "FILE")]
     tools: Option<PathBuf>,
+    #[command(flatten)]
+    template: TemplateOptions,
 }
 
 impl TemplateArgs {
@@ -54,7 +56,8 @@ impl TemplateArgs {
         }
         let tools_path = self.tools.as_ref().unwrap_or(&self.messages);
         let tools = tools.map(|tools| list(tools, tools_path, "tools")).transpose()?;
-        let file = open(self.model.model.as_deref())?;
+        let mut file = open(self.model.model.as_deref())?;
+        self.template.apply(&mut file)?;
         let prompt = file.render(&messages, tools.as_deref()).map_err(|error| naming(error, file.short_name()))?;
         print(&prompt)?;
         Ok(ExitCode::SUCCESS)

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use text::{TokenType, Tokenizer};
 
 use super::{Tool, ToolChoice, ToolFormat, check};
-use crate::constraint::{ConstraintError, relaxed, strict, with_whitespace};
+use crate::constraint::{ConstraintError, Format, relaxed, strict, with_whitespace};
 
 /// The most calls of one answer: a model that repeats itself stops.
 const MAX_CALLS: usize = 32;
@@ -31,7 +31,9 @@ pub struct ToolGrammar {
 impl ToolFormat {
     /// What an answer that may call `tools` must look like; `None` where it may look like anything.
     ///
-    /// `parallel` allows more than one call, where the format has a way to write them: Llama's has none.
+    /// `parallel` allows more than one call, where the format has a way to write them: Llama's has none. With
+    /// [`ToolChoice::Auto`] an answer that calls none of the tools is held to `answer`, if [`ToolFormat::takes_answer`]
+    /// it.
     ///
     /// # Errors
     /// What is wrong with the tools or their schemas, or [`ConstraintError::Tool`] for a [`ToolChoice::Named`] that is
@@ -41,6 +43,7 @@ impl ToolFormat {
         tools: &[Tool],
         choice: &ToolChoice,
         parallel: bool,
+        answer: Option<&Format>,
         tokenizer: &Tokenizer,
     ) -> Result<Option<ToolGrammar>, ConstraintError> {
         check(tools)?;
@@ -59,9 +62,11 @@ impl ToolFormat {
                 _ => nameless("", "a call is required, and there are no tools"),
             };
         }
+        let answer = answer.filter(|answer| self.takes_answer(answer)).and_then(Format::json).transpose()?;
         let marker = self.marker().map(|text| Marker::new(text, tokenizer));
         let lark = |schemas: Vec<Value>| {
-            let writer = Writer { format: self, marker: marker.as_ref(), tools: &tools, parallel };
+            let writer =
+                Writer { format: self, marker: marker.as_ref(), tools: &tools, parallel, answer: answer.as_ref() };
             writer.lark(&schemas, *choice == ToolChoice::Auto)
         };
         let exact = tools.iter().map(|tool| arguments(tool)).collect::<Result<Vec<_>, _>>()?;
@@ -112,6 +117,8 @@ struct Writer<'a> {
     marker: Option<&'a Marker>,
     tools: &'a [&'a Tool],
     parallel: bool,
+    /// The schema of an answer without a call.
+    answer: Option<&'a Value>,
 }
 
 impl Writer<'_> {
@@ -161,6 +168,9 @@ impl Writer<'_> {
         };
         let _ = match (auto, text) {
             (false, _) => writeln!(lark, "start: {marker} {first}"),
+            (true, _) if let Some(schema) = self.answer => {
+                writeln!(lark, "start: answer | {marker} {first}\nanswer: %json {schema}")
+            }
             // The text before the call ends in the marker; text without it is all there is.
             (true, Some(text)) => {
                 let text = regex(text);

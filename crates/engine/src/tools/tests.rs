@@ -409,7 +409,7 @@ fn grammars_hold_answers_to_the_tools() {
         ),
     ];
     for (format, choice, parallel, texts) in cases {
-        let grammar = format.grammar(&tools(), &choice, parallel, vocabulary.tokenizer()).unwrap().unwrap();
+        let grammar = format.grammar(&tools(), &choice, parallel, None, vocabulary.tokenizer()).unwrap().unwrap();
         let compiled = vocabulary
             .compile(&Format::Tools(grammar.clone()))
             .unwrap_or_else(|error| panic!("{format:?} {choice:?}: {error}\n{}", grammar.exact));
@@ -428,13 +428,44 @@ fn grammars_hold_answers_to_the_tools() {
 }
 
 #[test]
+fn answers_with_a_format_beside_tools() {
+    let vocabulary = vocabulary();
+    let schema = json!({ "type": "object", "properties": { "name": { "type": "string" } }, "required": ["name"] });
+    let answer = Format::JsonSchema(schema);
+    for (format, call) in [
+        (ToolFormat::Hermes, "<tool_call>\n{\"name\": \"now\", \"arguments\": {}}\n</tool_call>"),
+        (ToolFormat::Mistral, "[TOOL_CALLS] [{\"name\": \"now\", \"arguments\": {}}]"),
+    ] {
+        assert!(format.takes_answer(&answer) && format.takes_answer(&Format::JsonObject));
+        let grammar =
+            format.grammar(&tools(), &ToolChoice::Auto, true, Some(&answer), vocabulary.tokenizer()).unwrap().unwrap();
+        let compiled = vocabulary.compile(&Format::Tools(grammar)).unwrap();
+        for (text, want) in [
+            (call, Fate::Whole),
+            ("{\"name\": \"now\"}", Fate::Whole),
+            ("{\"name\": \"<tool_call>\"}", Fate::Whole),
+            ("{\"name\": 3}", Fate::Refused(9)),
+            ("Text.", Fate::Refused(0)),
+        ] {
+            assert_eq!(fate(&vocabulary, &compiled, text), want, "{format:?} {text}");
+        }
+        // A call that is required is all there may be.
+        let required = ToolChoice::Required;
+        let grammar = format.grammar(&tools(), &required, true, Some(&answer), vocabulary.tokenizer()).unwrap();
+        let compiled = vocabulary.compile(&Format::Tools(grammar.unwrap())).unwrap();
+        assert_eq!(fate(&vocabulary, &compiled, "{\"name\": \"now\"}"), Fate::Refused(0), "{format:?}");
+    }
+    assert!(!ToolFormat::Llama.takes_answer(&answer) && !ToolFormat::Hermes.takes_answer(&Format::Regex("a".into())));
+}
+
+#[test]
 fn schemas_of_tools() {
     let vocabulary = vocabulary();
     let tool = |parameters: Value, strict| {
         vec![Tool { name: "f".to_owned(), description: None, parameters: Some(parameters), strict }]
     };
     let grammar = |tools: &[Tool]| {
-        let grammar = ToolFormat::Hermes.grammar(tools, &ToolChoice::Required, false, vocabulary.tokenizer())?;
+        let grammar = ToolFormat::Hermes.grammar(tools, &ToolChoice::Required, false, None, vocabulary.tokenizer())?;
         vocabulary.compile(&Format::Tools(grammar.unwrap()))
     };
     let unique = json!({ "properties": { "a": { "type": "array", "items": { "type": "integer" }, "uniqueItems": true } }, "required": ["a"] });
@@ -464,7 +495,8 @@ fn schemas_of_tools() {
 #[test]
 fn tools_are_checked() {
     let vocabulary = vocabulary();
-    let grammar = |tools: &[Tool], choice| ToolFormat::Llama.grammar(tools, &choice, true, vocabulary.tokenizer());
+    let grammar =
+        |tools: &[Tool], choice| ToolFormat::Llama.grammar(tools, &choice, true, None, vocabulary.tokenizer());
     let named = |name: &str| Tool { name: name.to_owned(), ..tools()[1].clone() };
     assert_eq!(grammar(&tools(), ToolChoice::None), Ok(None));
     assert_eq!(grammar(&[], ToolChoice::Auto), Ok(None));

@@ -6,7 +6,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 
-use super::{FINGERPRINT, chat_stream::ChatStream, dialogue::Dialogue};
+use super::{FINGERPRINT, chat_stream::ChatStream};
 use crate::{
     body::Payload,
     error::ApiError,
@@ -33,10 +33,10 @@ pub(crate) async fn complete(
     Payload(request, share): Payload<ChatRequest>,
 ) -> Result<Response, ApiError> {
     let model = app.model(request.model.as_deref())?;
-    let chat = request.parse(&app.options.limits)?;
-    let costs = Costs::new(&model.device, chat.ignored.clone());
-    let (stream, include_usage, with_logprobs) = (chat.stream, chat.include_usage, chat.logprobs.is_some());
-    let job = dialogue(chat).job(&app, &model, share).await?;
+    let Chat { dialogue, stream, include_usage, ignored } = request.parse(&app.options)?;
+    let costs = Costs::new(&model.device, ignored);
+    let with_logprobs = dialogue.logprobs.is_some();
+    let job = dialogue.job(&app, &model, share).await?;
     let running = Running::start(&app, &model, &tracker, job)?;
     let head = Head { id: new_id("chatcmpl-"), created: unix_s(), model: app.options.model.clone() };
     if stream {
@@ -45,22 +45,6 @@ pub(crate) async fn complete(
         return Ok(sse::response(events, app.options.timeouts.keep_alive));
     }
     Ok(Json(whole(head, running, costs, with_logprobs).await?).into_response())
-}
-
-fn dialogue(chat: Chat) -> Dialogue {
-    Dialogue {
-        messages: chat.messages,
-        tools: chat.tools,
-        format: chat.format,
-        format_field: "response_format",
-        prompt_field: "messages",
-        max_tokens: chat.max_tokens,
-        sampler: chat.sampler,
-        stop: chat.stop,
-        ignore_end: chat.ignore_end,
-        choices: chat.choices,
-        logprobs: chat.logprobs,
-    }
 }
 
 /// What an answer and its pieces have in common.

@@ -9,14 +9,10 @@ use axum::{
 };
 use engine::{Request, TokenLogprob, Tokenizer};
 
-use super::{
-    FINGERPRINT,
-    chat::Head,
-    completions_stream::CompletionStream,
-    dialogue::{check_length, check_sampler},
-};
+use super::{FINGERPRINT, chat::Head, completions_stream::CompletionStream};
 use crate::{
     body::Payload,
+    dialogue::{check_length, check_sampler},
     error::ApiError,
     ids::{new_id, unix_s},
     observe::Tracker,
@@ -41,7 +37,7 @@ pub(crate) async fn complete(
     Payload(request, share): Payload<CompletionRequest>,
 ) -> Result<Response, ApiError> {
     let model = app.model(request.model.as_deref())?;
-    let completion = request.parse(&app.options.limits)?;
+    let completion = request.parse(&app.options)?;
     let costs = Costs::new(&model.device, completion.ignored.clone());
     let (stream, include_usage) = (completion.stream, completion.include_usage);
     let prepare = {

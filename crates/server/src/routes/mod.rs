@@ -4,7 +4,6 @@ pub(crate) mod chat;
 mod chat_stream;
 pub(crate) mod completions;
 mod completions_stream;
-mod dialogue;
 mod docs;
 pub(crate) mod embeddings;
 pub(crate) mod health;

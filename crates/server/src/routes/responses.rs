@@ -7,7 +7,7 @@ use axum::{
 };
 use engine::FinishReason;
 
-use super::{dialogue::Dialogue, responses_stream::ResponseStream};
+use super::responses_stream::ResponseStream;
 use crate::{
     body::Payload,
     error::ApiError,
@@ -37,24 +37,11 @@ pub(crate) async fn respond(
     Payload(request, share): Payload<ResponseRequest>,
 ) -> Result<Response, ApiError> {
     let model = app.model(request.model.as_deref())?;
-    let request = request.parse(&app.options.limits)?;
+    let request = request.parse(&app.options)?;
     let costs = Costs::new(&model.device, request.ignored);
     let draft =
         Draft { id: new_id("resp_"), created_at: unix_s(), model: app.options.model.clone(), echoed: request.echoed };
-    let dialogue = Dialogue {
-        messages: request.messages,
-        tools: request.tools,
-        format: request.format,
-        format_field: "text.format",
-        prompt_field: "input",
-        max_tokens: request.max_tokens,
-        sampler: request.sampler,
-        stop: Vec::new(),
-        ignore_end: false,
-        choices: 1,
-        logprobs: request.logprobs,
-    };
-    let job = dialogue.job(&app, &model, share).await?;
+    let job = request.dialogue.job(&app, &model, share).await?;
     let running = Running::start(&app, &model, &tracker, job)?;
     if request.stream {
         tracker.streams();

@@ -56,11 +56,12 @@ fn ids(model: &Arc<Model>, request: TokenizeRequest) -> Result<Vec<u32>, ApiErro
         (Some(text), None, None) => (text, "content", false),
         (None, Some(text), None) => (text, "prompt", false),
         (None, None, Some(chat)) => {
+            let variables = request.chat_template_kwargs.unwrap_or_default();
             let functions = tools::functions(request.tools.unwrap_or_default())?;
             let tools = Tools::new(functions, Choice::Auto, None)?;
             let calls = Calls::new(model, tools.as_ref());
             let chat = calls.messages(&messages(chat)?);
-            let text = service.render(&chat, calls.declared().as_deref());
+            let text = service.render(&chat, calls.declared().as_deref(), &variables);
             (text.map_err(|error| ApiError::engine(&error, "messages"))?, "messages", true)
         }
         (None, None, None) => return Err(ApiError::missing("prompt")),
@@ -121,5 +122,6 @@ pub(crate) async fn info(State(app): State<App>) -> Result<Json<TokenizerInfo>, 
         eos_token: name(tokenizer.eos()),
         pad_token: None,
         model_max_length: service.context(),
+        chat_template: service.template().map(|template| template.source().to_owned()),
     }))
 }

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use engine::{Format, SamplerOptions, TokenLogprob};
+use engine::TokenLogprob;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
@@ -15,7 +15,7 @@ use super::{
     tools::{self, Tool, ToolCall, Tools},
     usage::{Unicorn, Usage},
 };
-use crate::{error::ApiError, options::Limits};
+use crate::{dialogue::Dialogue, error::ApiError, options::ServerOptions};
 
 /// A request for the next message of a chat.
 #[derive(Clone, Debug, Deserialize, ToSchema)]
@@ -73,6 +73,9 @@ pub(crate) struct ChatRequest {
     pub(crate) tool_choice: Option<Value>,
     /// Whether more than one call may be made.
     pub(crate) parallel_tool_calls: Option<bool>,
+    /// What the model's template reads beside messages and tools, as `enable_thinking`. Not one of OpenAI's fields.
+    #[schema(value_type = Option<Object>)]
+    pub(crate) chat_template_kwargs: Option<Map<String, Value>>,
     /// Who asks; not used.
     #[expect(dead_code, reason = "taken and of no effect, as with OpenAI")]
     pub(crate) user: Option<Value>,
@@ -113,24 +116,17 @@ impl StreamOptions {
 /// A request, understood.
 #[derive(Debug)]
 pub(crate) struct Chat {
-    pub(crate) messages: Vec<Value>,
-    pub(crate) tools: Option<Tools>,
-    pub(crate) format: Option<Format>,
-    pub(crate) max_tokens: Option<usize>,
-    pub(crate) sampler: SamplerOptions,
-    pub(crate) stop: Vec<String>,
-    pub(crate) ignore_end: bool,
-    pub(crate) choices: usize,
-    pub(crate) logprobs: Option<usize>,
+    pub(crate) dialogue: Dialogue,
     pub(crate) stream: bool,
     pub(crate) include_usage: bool,
     pub(crate) ignored: Vec<String>,
 }
 
 impl ChatRequest {
-    pub(crate) fn parse(self, limits: &Limits) -> Result<Chat, ApiError> {
+    pub(crate) fn parse(self, options: &ServerOptions) -> Result<Chat, ApiError> {
+        let limits = &options.limits;
         let ignored = fields::check(Endpoint::Chat, &self.rest)?;
-        let sampler = self.sampling().options()?;
+        let sampler = self.sampling().options(&options.sampler)?;
         let (max, name) = match self.max_completion_tokens {
             Some(max) => (Some(max), "max_completion_tokens"),
             None => (self.max_tokens, "max_tokens"),
@@ -148,20 +144,22 @@ impl ChatRequest {
         let stream = self.stream.unwrap_or(false);
         let functions = tools::functions(self.tools.unwrap_or_default())?;
         let choice = tools::choice(self.tool_choice.as_ref())?;
-        Ok(Chat {
+        let dialogue = Dialogue {
+            messages: messages::messages(self.messages)?,
+            variables: self.chat_template_kwargs.unwrap_or_default(),
             tools: Tools::new(functions, choice, self.parallel_tool_calls)?,
             format: format::format(self.response_format.as_ref(), "response_format")?,
+            format_field: "response_format",
+            prompt_field: "messages",
             max_tokens: sampling::answer_tokens(max, name, limits)?,
             sampler,
             stop: sampling::stops(self.stop.as_ref())?,
             ignore_end: self.ignore_eos.unwrap_or(false),
             choices: sampling::choices(self.n, limits)?,
             logprobs,
-            stream,
-            include_usage: StreamOptions::usage(self.stream_options.as_ref(), stream)?,
-            messages: messages::messages(self.messages)?,
-            ignored,
-        })
+        };
+        let include_usage = StreamOptions::usage(self.stream_options.as_ref(), stream)?;
+        Ok(Chat { dialogue, stream, include_usage, ignored })
     }
 
     fn sampling(&self) -> Sampling<'_> {

@@ -14,7 +14,7 @@ use super::{
     sampling::{self, Sampling},
     usage::{Unicorn, Usage},
 };
-use crate::{error::ApiError, options::Limits};
+use crate::{error::ApiError, options::ServerOptions};
 
 /// Tokens of an answer where none is said, as with OpenAI.
 const DEFAULT_MAX_TOKENS: u32 = 16;
@@ -103,8 +103,9 @@ pub(crate) struct Completion {
 }
 
 impl CompletionRequest {
-    pub(crate) fn parse(self, limits: &Limits) -> Result<Completion, ApiError> {
+    pub(crate) fn parse(self, options: &ServerOptions) -> Result<Completion, ApiError> {
         let ignored = fields::check(Endpoint::Completions, &self.rest)?;
+        let limits = &options.limits;
         let choices = sampling::choices(self.n, limits)?;
         if self.best_of.is_some_and(|best| best as usize != choices) {
             return Err(ApiError::unsupported("best_of", "Every answer made is returned: use n."));
@@ -131,7 +132,7 @@ impl CompletionRequest {
         Ok(Completion {
             prompts: prompts(self.prompt.ok_or_else(|| ApiError::missing("prompt"))?, "prompt", limits.prompts)?,
             max_tokens: sampling::answer_tokens(Some(asked), "max_tokens", limits)?.unwrap_or(0),
-            sampler: sampling.options()?,
+            sampler: sampling.options(&options.sampler)?,
             stop: sampling::stops(self.stop.as_ref())?,
             ignore_end: self.ignore_eos.unwrap_or(false),
             choices,
@@ -275,7 +276,7 @@ mod tests {
             (json!({}), Some("prompt")),
         ] {
             let wire: CompletionRequest = serde_json::from_value(body.clone()).unwrap();
-            let got = wire.parse(&Limits::default());
+            let got = wire.parse(&ServerOptions::default());
             assert_eq!(got.err().and_then(|error| error.param).as_deref(), param, "{body}");
         }
     }

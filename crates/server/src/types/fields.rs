@@ -70,6 +70,7 @@ fn disabled(value: &Value) -> bool {
 
 const USE_TOOLS: &str = "Use tools and tool_choice.";
 const NOT_STORED: &str = "This server keeps nothing between requests.";
+const NO_TEMPLATE: &str = "No template is applied: use /v1/chat/completions.";
 const NO_AUDIO: &str = "The model neither hears nor speaks.";
 const USE_FORMAT: &str = "Use response_format with the type json_schema, regex or lark.";
 
@@ -97,7 +98,6 @@ const GENERATION: &[Foreign] = &[
     foreign("allowed_token_ids", falsy, "Use logit_bias or response_format."),
     foreign("bad_words", falsy, "Use logit_bias."),
     foreign("chat_template", falsy, "The model's own template is used."),
-    foreign("chat_template_kwargs", falsy, "The template gets messages and tools alone."),
     foreign("add_generation_prompt", truthy, "The prompt always ends where the answer begins."),
     foreign("continue_final_message", falsy, "Use /v1/completions."),
     foreign("documents", falsy, "Put them into a message."),
@@ -120,7 +120,7 @@ const GENERATION: &[Foreign] = &[
     foreign("options", falsy, "Its fields go to the top of the request."),
     foreign("keep_alive", always, ""),
     foreign("num_ctx", never, "The context is set when the server starts."),
-    foreign("think", falsy, "It depends on the model's template."),
+    foreign("think", falsy, "Use chat_template_kwargs, as the model's template has it."),
     foreign("format", falsy, USE_FORMAT),
 ];
 
@@ -131,7 +131,7 @@ const CHAT: &[Foreign] = &[
     foreign("web_search_options", never, "The server has no access to the web."),
     foreign("functions", falsy, USE_TOOLS),
     foreign("function_call", none, USE_TOOLS),
-    foreign("reasoning_effort", none, "It depends on the model's template."),
+    foreign("reasoning_effort", none, "Use chat_template_kwargs, as the model's template has it."),
     foreign("verbosity", medium, "Say it in a message."),
     foreign("moderation", falsy, "Nothing is moderated."),
     foreign("echo", falsy, "Use /v1/completions."),
@@ -139,6 +139,7 @@ const CHAT: &[Foreign] = &[
 ];
 
 const COMPLETIONS: &[Foreign] = &[
+    foreign("chat_template_kwargs", falsy, NO_TEMPLATE),
     foreign("suffix", falsy, "Text is completed, not filled in."),
     foreign("tools", falsy, "Use /v1/chat/completions."),
     foreign("messages", never, "Use /v1/chat/completions."),
@@ -148,6 +149,7 @@ const EMBEDDINGS: &[Foreign] =
     &[foreign("truncate_prompt_tokens", falsy, "Texts are never cut."), foreign("prompt_cache_key", always, "")];
 
 const RESPONSES: &[Foreign] = &[
+    foreign("chat_template_kwargs", falsy, "Use /v1/chat/completions."),
     foreign("previous_response_id", never, NOT_STORED),
     foreign("conversation", never, NOT_STORED),
     foreign("background", falsy, NOT_STORED),

@@ -1,6 +1,5 @@
 //! `/v1/responses`, without what needs a memory between requests.
 
-use engine::{Format, SamplerOptions};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
@@ -14,7 +13,7 @@ use super::{
     tools::{self, Function, Tools},
     usage::Unicorn,
 };
-use crate::{error::ApiError, options::Limits};
+use crate::{dialogue::Dialogue, error::ApiError, options::ServerOptions};
 
 /// What `include` asks for where it wants probabilities.
 const INCLUDE_LOGPROBS: &str = "message.output_text.logprobs";
@@ -99,12 +98,7 @@ pub(crate) struct FlatTool {
 /// A request, understood.
 #[derive(Debug)]
 pub(crate) struct Respond {
-    pub(crate) messages: Vec<Value>,
-    pub(crate) tools: Option<Tools>,
-    pub(crate) format: Option<Format>,
-    pub(crate) max_tokens: Option<usize>,
-    pub(crate) sampler: SamplerOptions,
-    pub(crate) logprobs: Option<usize>,
+    pub(crate) dialogue: Dialogue,
     pub(crate) stream: bool,
     pub(crate) ignored: Vec<String>,
     pub(crate) echoed: Echoed,
@@ -126,7 +120,7 @@ pub(crate) struct Echoed {
 }
 
 impl ResponseRequest {
-    pub(crate) fn parse(self, limits: &Limits) -> Result<Respond, ApiError> {
+    pub(crate) fn parse(self, options: &ServerOptions) -> Result<Respond, ApiError> {
         let ignored = fields::check(Endpoint::Responses, &self.rest)?;
         let text = self.text.unwrap_or_default();
         if text.verbosity.as_ref().is_some_and(|verbosity| verbosity != "medium") {
@@ -149,19 +143,32 @@ impl ResponseRequest {
         let wire_tools = self.tools.unwrap_or_default();
         let choice = tools::choice(self.tool_choice.as_ref())?;
         let functions = wire_tools.iter().enumerate().map(function).collect::<Result<_, _>>()?;
-        Ok(Respond {
+        let asked = self.max_output_tokens;
+        let sampler = sampling.options(&options.sampler)?;
+        let (temperature, top_p) = (sampler.temperature, sampler.top_p);
+        let dialogue = Dialogue {
+            messages: responses_input::messages(self.instructions.clone(), self.input)?,
+            variables: Map::new(),
             tools: Tools::new(functions, choice, self.parallel_tool_calls)?,
             format: format::format(text.format.as_ref(), "text.format")?,
-            max_tokens: sampling::answer_tokens(self.max_output_tokens, "max_output_tokens", limits)?,
-            sampler: sampling.options()?,
+            format_field: "text.format",
+            prompt_field: "input",
+            max_tokens: sampling::answer_tokens(asked, "max_output_tokens", &options.limits)?,
+            sampler,
+            stop: Vec::new(),
+            ignore_end: false,
+            choices: 1,
             logprobs: logprobs(self.include.as_deref(), self.top_logprobs)?,
+        };
+        Ok(Respond {
+            dialogue,
             stream: self.stream.unwrap_or(false),
             ignored,
             echoed: Echoed {
-                instructions: self.instructions.clone(),
-                max_output_tokens: self.max_output_tokens,
-                temperature: self.temperature.unwrap_or(1.0),
-                top_p: self.top_p.unwrap_or(1.0),
+                instructions: self.instructions,
+                max_output_tokens: asked,
+                temperature,
+                top_p,
                 top_logprobs: self.top_logprobs.unwrap_or(0),
                 tools: wire_tools,
                 tool_choice: self.tool_choice.unwrap_or_else(|| "auto".into()),
@@ -169,7 +176,6 @@ impl ResponseRequest {
                 format: text.format.unwrap_or(ResponseFormat { kind: "text".to_owned(), ..Default::default() }),
                 metadata: self.metadata.unwrap_or_else(|| Value::Object(Map::new())),
             },
-            messages: responses_input::messages(self.instructions, self.input)?,
         })
     }
 }

@@ -30,18 +30,21 @@ pub(crate) struct Sampling<'a> {
 }
 
 impl Sampling<'_> {
-    /// What the engine is told. OpenAI's ranges are checked here where they are narrower than the engine's own.
-    pub(crate) fn options(&self) -> Result<SamplerOptions, ApiError> {
-        let given = SamplerOptions::default();
+    /// What the engine is told; `given` where a field is absent. OpenAI's ranges are checked here where they are
+    /// narrower than the engine's own.
+    pub(crate) fn options(&self, given: &SamplerOptions) -> Result<SamplerOptions, ApiError> {
         in_range("temperature", self.temperature, 0.0, 2.0)?;
         in_range("frequency_penalty", self.frequency_penalty, -2.0, 2.0)?;
         in_range("presence_penalty", self.presence_penalty, -2.0, 2.0)?;
         Ok(SamplerOptions {
-            temperature: self.temperature.unwrap_or(1.0),
+            temperature: self.temperature.unwrap_or(given.temperature),
             // Both 0 and -1 are written for "all".
-            top_k: match self.top_k.unwrap_or(0) {
-                -1 => 0,
-                k => usize::try_from(k).map_err(|_| ApiError::value("top_k", "top_k must be at least 0, or -1."))?,
+            top_k: match self.top_k {
+                None => given.top_k,
+                Some(-1) => 0,
+                Some(k) => {
+                    usize::try_from(k).map_err(|_| ApiError::value("top_k", "top_k must be at least 0, or -1."))?
+                }
             },
             top_p: self.top_p.unwrap_or(given.top_p),
             min_p: self.min_p.unwrap_or(given.min_p),
@@ -51,7 +54,7 @@ impl Sampling<'_> {
             presence_penalty: self.presence_penalty.unwrap_or(given.presence_penalty),
             logit_bias: self.logit_bias.map_or(Ok(Vec::new()), biases)?,
             seed: self.seed.map_or_else(random_u64, |seed| seed as u64),
-            ..given
+            ..given.clone()
         })
     }
 }
@@ -145,6 +148,11 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::options::ServerOptions;
+
+    fn servers() -> SamplerOptions {
+        ServerOptions::default().sampler
+    }
 
     #[test]
     fn stop_strings() {
@@ -176,7 +184,7 @@ mod tests {
             (json!({"1": 101}), Err("logit_bias.1")),
         ] {
             let bias: HashMap<String, f32> = serde_json::from_value(bias).unwrap();
-            let got = Sampling { logit_bias: Some(&bias), ..Sampling::default() }.options();
+            let got = Sampling { logit_bias: Some(&bias), ..Sampling::default() }.options(&servers());
             match want {
                 Ok(want) => assert_eq!(got.unwrap().logit_bias, want),
                 Err(param) => assert_eq!(got.unwrap_err().param.as_deref(), Some(param)),
@@ -185,11 +193,20 @@ mod tests {
     }
 
     #[test]
+    fn what_a_request_does_not_say_is_the_servers() {
+        let own = SamplerOptions { temperature: 0.6, top_k: 20, repetition_penalty: 1.1, ..servers() };
+        let silent = Sampling::default().options(&own).unwrap();
+        assert_eq!((silent.temperature, silent.top_k, silent.repetition_penalty), (0.6, 20, 1.1));
+        let wanted = Sampling { temperature: Some(1.5), top_k: Some(0), ..Sampling::default() }.options(&own).unwrap();
+        assert_eq!((wanted.temperature, wanted.top_k, wanted.repetition_penalty), (1.5, 0, 1.1));
+    }
+
+    #[test]
     fn the_temperature_is_1_and_seeds_are_drawn() {
-        let drawn = || Sampling::default().options().unwrap();
+        let drawn = || Sampling::default().options(&servers()).unwrap();
         assert_eq!(drawn().temperature, 1.0);
         assert_ne!(drawn().seed, drawn().seed);
-        let given = Sampling { seed: Some(-1), top_k: Some(-1), ..Sampling::default() }.options().unwrap();
+        let given = Sampling { seed: Some(-1), top_k: Some(-1), ..Sampling::default() }.options(&servers()).unwrap();
         assert_eq!((given.seed, given.top_k), (u64::MAX, 0));
         for sampling in [
             Sampling { temperature: Some(2.5), ..Sampling::default() },
@@ -197,7 +214,7 @@ mod tests {
             Sampling { top_k: Some(-2), ..Sampling::default() },
             Sampling { presence_penalty: Some(-3.0), ..Sampling::default() },
         ] {
-            assert!(sampling.options().is_err(), "{sampling:?}");
+            assert!(sampling.options(&servers()).is_err(), "{sampling:?}");
         }
     }
 }

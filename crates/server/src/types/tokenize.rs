@@ -3,6 +3,7 @@
 //! tokenizer reads it (`lm_eval/utils.py` of <https://github.com/EleutherAI/lm-evaluation-harness>).
 
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
 use super::{messages::Message, tools::Tool};
@@ -20,6 +21,9 @@ pub(crate) struct TokenizeRequest {
     pub(crate) messages: Option<Vec<Message>>,
     /// Tools for the template.
     pub(crate) tools: Option<Vec<Tool>>,
+    /// What else the template reads, as `enable_thinking`.
+    #[schema(value_type = Option<Object>)]
+    pub(crate) chat_template_kwargs: Option<Map<String, Value>>,
     /// Whether the begin token is added.
     #[serde(alias = "add_special_tokens")]
     pub(crate) add_special: Option<bool>,
@@ -92,4 +96,6 @@ pub(crate) struct TokenizerInfo {
     pub(crate) pad_token: Option<()>,
     /// Tokens of prompt and answer together at most.
     pub(crate) model_max_length: usize,
+    /// The template that makes prompts of messages, in Jinja; null where there is none.
+    pub(crate) chat_template: Option<String>,
 }

@@ -3,7 +3,7 @@
 use std::{fmt::Write, path::Path};
 
 use engine::{Engine, EngineError, FinishReason, Generation, Metrics, Request, SamplerOptions};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use crate::{
     answer::{Shown, answer, short_footer},
@@ -83,7 +83,7 @@ impl Conversation {
     }
 
     fn answer(&mut self, watch: &Answering) -> anyhow::Result<Generation> {
-        let prompt = self.engine.rendered(&self.engine.render(&self.messages, None)?)?;
+        let prompt = self.engine.rendered(&self.engine.render(&self.messages, None, &Map::new())?)?;
         // Another draw for every answer, and the same ones for the same seed.
         let seed = self.sampler.seed.wrapping_add(self.answers as u64);
         let request = Request {
@@ -134,7 +134,7 @@ impl Conversation {
     pub(super) fn set_system(&mut self, text: &str) -> anyhow::Result<()> {
         let system = json!({"role": "system", "content": text});
         // Asked of the template now, not when the next message meets it.
-        self.engine.render(&[system.clone(), json!({"role": "user", "content": ""})], None)?;
+        self.engine.render(&[system.clone(), json!({"role": "user", "content": ""})], None, &Map::new())?;
         self.drop_system();
         self.messages.insert(0, system);
         Ok(())

@@ -7,7 +7,7 @@ mod slash;
 use std::process::ExitCode;
 
 use crate::{
-    args::{LoadArgs, ModelArg, SamplingArgs},
+    args::{LoadArgs, ModelArg, SamplingArgs, TemplateOptions},
     exit::{message, usage},
     interrupt::{self, Rule},
     model::{load, naming, open},
@@ -42,6 +42,8 @@ pub(crate) struct ChatArgs {
     #[arg(long, value_name = "TEXT")]
     system: Option<String>,
     #[command(flatten)]
+    template: TemplateOptions,
+    #[command(flatten)]
     sampling: SamplingArgs,
     #[command(flatten)]
     load: LoadArgs,
@@ -50,11 +52,13 @@ pub(crate) struct ChatArgs {
 impl ChatArgs {
     pub(crate) fn execute(self) -> anyhow::Result<ExitCode> {
         let sampler = self.sampling.options(TEMPERATURE, TOP_P)?;
-        let file = open(self.model.model.as_deref())?;
+        let mut file = open(self.model.model.as_deref())?;
+        self.template.apply(&mut file)?;
         let engine = load(&file, &self.load.options(), false)?.engine;
         if !engine.can_chat().map_err(|error| naming(error, file.short_name()))? {
             return Err(usage(format!(
-                "{} is a base model, without a chat template: it cannot chat, it completes text with `unicorn run`",
+                "{} is a base model, without a chat template: it cannot chat, it completes text with `unicorn run`; \
+                 --chat-template gives it one",
                 file.short_name()
             )));
         }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use engine::{Format, Request, SamplerOptions};
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use crate::{
     body::Share,
@@ -15,8 +15,11 @@ use crate::{
 };
 
 /// The next message of a chat, to be made.
+#[derive(Debug)]
 pub(crate) struct Dialogue {
     pub(crate) messages: Vec<Value>,
+    /// What the template reads beside messages and tools.
+    pub(crate) variables: Map<String, Value>,
     pub(crate) tools: Option<Tools>,
     pub(crate) format: Option<Format>,
     /// The field that the format came in.
@@ -51,7 +54,7 @@ impl Dialogue {
         let grammar = calls.grammar(model, self.format.as_ref(), self.format_field)?;
         let failed = |error| ApiError::engine(&error, self.prompt_field);
         let messages = calls.messages(&self.messages);
-        let text = service.render(&messages, calls.declared().as_deref()).map_err(failed)?;
+        let text = service.render(&messages, calls.declared().as_deref(), &self.variables).map_err(failed)?;
         model.check_text(&text, self.prompt_field)?;
         let prompt = service.rendered(&text).map_err(failed)?;
         check_length(prompt.len(), most_tokens, self.prompt_field)?;
