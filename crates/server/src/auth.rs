@@ -10,6 +10,7 @@ use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
 use crate::{
+    body,
     error::{ApiError, ServerError},
     state::App,
 };
@@ -58,8 +59,11 @@ fn hash(key: &[u8]) -> [u8; 32] {
 
 /// Lets a request through that shows a key, or needs none.
 pub(crate) async fn require_key(State(app): State<App>, request: Request, next: Next) -> Result<Response, ApiError> {
-    if !OPEN.contains(&request.uri().path()) {
-        app.keys.check(request.headers())?;
+    if !OPEN.contains(&request.uri().path())
+        && let Err(error) = app.keys.check(request.headers())
+    {
+        body::drain(request.into_body()).await;
+        return Err(error);
     }
     Ok(next.run(request).await)
 }

@@ -12,7 +12,13 @@ use http_body_util::BodyExt;
 use serde::de::DeserializeOwned;
 use tokio::sync::OwnedSemaphorePermit;
 
-use crate::{error::ApiError, state::App};
+use crate::{
+    error::ApiError,
+    state::{App, shortened},
+};
+
+/// What a parsed value takes however short it was written, about.
+const VALUE_BYTES: usize = 80;
 
 /// Bodies beyond this many bytes are parsed aside, where they hold up no connection.
 const PARSED_ASIDE_BYTES: usize = 64 << 10;
@@ -25,13 +31,16 @@ const DRAINED_FOR: Duration = Duration::from_secs(2);
 pub(crate) struct Payload<T>(pub(crate) T, pub(crate) Share);
 
 /// A share of the memory that bodies may take all together.
-pub(crate) struct Share(#[expect(dead_code, reason = "held to be dropped")] OwnedSemaphorePermit);
+pub(crate) struct Share(OwnedSemaphorePermit);
 
 impl<T: DeserializeOwned + Send + 'static> FromRequest<App> for Payload<T> {
     type Rejection = ApiError;
 
     async fn from_request(request: Request, app: &App) -> Result<Payload<T>, ApiError> {
-        check_type(request.headers())?;
+        if let Err(error) = check_type(request.headers()) {
+            drain(request.into_body()).await;
+            return Err(error);
+        }
         let limit = app.options.limits.body_bytes;
         if content_length(request.headers()).is_some_and(|length| length > limit as u64) {
             // A client that waits for a word before it sends need not send.
@@ -41,16 +50,19 @@ impl<T: DeserializeOwned + Send + 'static> FromRequest<App> for Payload<T> {
             return Err(too_large(limit));
         }
         let read = read(request.into_body(), app);
-        let (bytes, share) = tokio::time::timeout(app.options.timeouts.body, read).await.map_err(|_| {
+        let (bytes, mut share) = tokio::time::timeout(app.options.timeouts.body, read).await.map_err(|_| {
             let message = "The body of the request did not arrive in time.";
             ApiError::new(StatusCode::REQUEST_TIMEOUT, "invalid_request_error", message).code("body_timeout")
         })??;
-        let most_values = app.options.limits.json_values;
-        let value = if bytes.len() <= PARSED_ASIDE_BYTES {
-            parse(&bytes, most_values)?
-        } else {
-            app.aside(move || parse(&bytes, most_values)).await??
-        };
+        let (values, most_values) = (count_values(&bytes), app.options.limits.json_values);
+        if values > most_values {
+            let message = format!("The body of the request has more than {most_values} JSON values.");
+            let error = ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "invalid_request_error", message);
+            return Err(error.code("too_complex"));
+        }
+        share.0.merge(take(app, values * VALUE_BYTES)?);
+        let value =
+            if bytes.len() <= PARSED_ASIDE_BYTES { parse(&bytes)? } else { app.aside(move || parse(&bytes)).await?? };
         Ok(Payload(value, share))
     }
 }
@@ -89,14 +101,22 @@ async fn read(mut body: Body, app: &App) -> Result<(Bytes, Share), ApiError> {
             drain(body).await;
             return Err(too_large(limit));
         }
-        share.merge(take(app, data.len())?);
+        match take(app, data.len()) {
+            Ok(more) => share.merge(more),
+            Err(error) => {
+                drop((bytes, share));
+                drain(body).await;
+                return Err(error);
+            }
+        }
         bytes.extend_from_slice(&data);
     }
     Ok((bytes.freeze(), Share(share)))
 }
 
-/// Reads on for a while and forgets it: many clients look at the answer only when they have sent everything.
-async fn drain(mut body: Body) {
+/// Reads on for a while and forgets it: many clients look at the answer only when they have sent everything, and one
+/// whose connection is closed before that may never see it.
+pub(crate) async fn drain(mut body: Body) {
     let read = async {
         let mut bytes = 0;
         while let Some(Ok(frame)) = body.frame().await {
@@ -118,15 +138,11 @@ fn take(app: &App, count: usize) -> Result<OwnedSemaphorePermit, ApiError> {
     })
 }
 
-fn parse<T: DeserializeOwned>(bytes: &[u8], most_values: usize) -> Result<T, ApiError> {
+fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
     let text = std::str::from_utf8(bytes).map_err(|error| {
         let at = error.valid_up_to();
         ApiError::bad_request(format!("The body of the request is not UTF-8: byte {at}.")).code("invalid_utf8")
     })?;
-    if count_values(bytes) > most_values {
-        let message = format!("The body of the request has more than {most_values} JSON values.");
-        return Err(ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "invalid_request_error", message).code("too_complex"));
-    }
     let mut json = serde_json::Deserializer::from_str(text);
     let value = serde_path_to_error::deserialize(&mut json).map_err(|error| explain(&error))?;
     json.end().map_err(|error| malformed(&error))?;
@@ -149,18 +165,34 @@ fn count_values(json: &[u8]) -> usize {
 }
 
 fn explain(error: &serde_path_to_error::Error<serde_json::Error>) -> ApiError {
-    let (inner, path) = (error.inner(), error.path().to_string());
+    let (inner, path) = (error.inner(), shortened(&error.path().to_string()));
     if inner.classify() != serde_json::error::Category::Data {
         return malformed(inner);
     }
-    if path == "." {
-        return ApiError::bad_request(format!("Invalid body: {inner}.")).code("invalid_type");
+    let text = inner.to_string();
+    if let Some((field, _)) = text.strip_prefix("missing field `").and_then(|rest| rest.split_once('`')) {
+        return ApiError::missing(if path == "." { field.to_owned() } else { format!("{path}.{field}") });
     }
-    ApiError::bad_request(format!("Invalid value for '{path}': {inner}.")).param(path).code("invalid_type")
+    let text = told(&text);
+    if path == "." {
+        return ApiError::bad_request(format!("Invalid body: {text}.")).code("invalid_type");
+    }
+    ApiError::bad_request(format!("Invalid value for '{path}': {text}.")).param(path).code("invalid_type")
 }
 
 fn malformed(error: &serde_json::Error) -> ApiError {
-    ApiError::bad_request(format!("The body of the request is not valid JSON: {error}.")).code("invalid_json")
+    let text = told(&error.to_string());
+    ApiError::bad_request(format!("The body of the request is not valid JSON: {text}.")).code("invalid_json")
+}
+
+/// The parser's words, which quote what they are about however long it is: their beginning, and their end with the line
+/// and column.
+fn told(text: &str) -> String {
+    const HALF: usize = 150;
+    match (text.char_indices().nth(HALF), text.char_indices().rev().nth(HALF)) {
+        (Some((end, _)), Some((start, _))) if end < start => format!("{}...{}", &text[..end], &text[start..]),
+        _ => text.to_owned(),
+    }
 }
 
 #[cfg(test)]
@@ -185,6 +217,8 @@ mod tests {
         for (body, code, param, words) in [
             (r#"{"list": [{"number": 1}, {"number": "x"}]}"#, "invalid_type", Some("list[1].number"), "string \"x\""),
             (r#"{"list": [{"number": -1}]}"#, "invalid_type", Some("list[0].number"), "-1"),
+            (r#"{"list": [{}]}"#, "missing_required_parameter", Some("list[0].number"), "number"),
+            ("{}", "missing_required_parameter", Some("list"), "list"),
             (r#"{"list": 3}"#, "invalid_type", Some("list"), "line 1 column 10"),
             (r#"{"list": []"#, "invalid_json", None, "line 1 column 11"),
             ("{\n\"list\" []}", "invalid_json", None, "line 2 column 8"),
@@ -194,15 +228,18 @@ mod tests {
             (r#"{"list": [{"number": 1e999}]}"#, "invalid_json", None, "number out of range"),
             (&format!(r#"{{"list": {deep}"#), "invalid_type", Some("list[0][0]"), "line 1"),
         ] {
-            let error = parse::<Sample>(body.as_bytes(), usize::MAX).unwrap_err();
+            let error = parse::<Sample>(body.as_bytes()).unwrap_err();
             let short = &body[..body.len().min(60)];
             assert_eq!((error.code, error.param.as_deref()), (Some(code), param), "{short}: {}", error.message);
             assert!(error.message.contains(words), "{short}: {}", error.message);
         }
-        let error = parse::<Sample>(b"{\"a\": \"\xff\"}", usize::MAX).unwrap_err();
+        let error = parse::<Sample>(b"{\"a\": \"\xff\"}").unwrap_err();
         assert_eq!(error.code, Some("invalid_utf8"));
         assert!(error.message.contains("byte 7"), "{}", error.message);
-        let error = parse::<serde_json::Value>(deep.as_bytes(), usize::MAX).unwrap_err();
+        let long = format!(r#"{{"list": "{}"}}"#, "é".repeat(100_000));
+        let error = parse::<Sample>(long.as_bytes()).unwrap_err();
+        assert!(error.message.len() < 1000 && error.message.contains("line 1 column"), "{}", error.message);
+        let error = parse::<serde_json::Value>(deep.as_bytes()).unwrap_err();
         assert!(error.message.contains("recursion limit"), "{}", error.message);
     }
 
@@ -218,7 +255,5 @@ mod tests {
             let count = count_values(json.as_bytes());
             assert!((least..=most).contains(&count), "{json}: {count}");
         }
-        let many = format!("[{}1]", "1,".repeat(100));
-        assert_eq!(parse::<serde_json::Value>(many.as_bytes(), 50).unwrap_err().code, Some("too_complex"));
     }
 }

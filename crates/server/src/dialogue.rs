@@ -1,18 +1,9 @@
 //! From messages to what the engine runs: for `/v1/chat/completions` and `/v1/responses`.
 
-use std::sync::Arc;
-
 use engine::{Format, Request, SamplerOptions};
 use serde_json::{Map, Value};
 
-use crate::{
-    body::Share,
-    calls::Calls,
-    error::ApiError,
-    running::Job,
-    state::{App, Model},
-    types::tools::Tools,
-};
+use crate::{calls::Calls, error::ApiError, running::Job, state::Model, types::tools::Tools};
 
 /// The next message of a chat, to be made.
 #[derive(Debug)]
@@ -35,19 +26,8 @@ pub(crate) struct Dialogue {
 }
 
 impl Dialogue {
-    /// Renders, encodes and compiles, aside. `share` is the request's share of memory, given back when its text is no
-    /// longer needed.
-    pub(crate) async fn job(self, app: &App, model: &Arc<Model>, share: Share) -> Result<Job, ApiError> {
-        let (model, most) = (model.clone(), app.options.limits.prompt_tokens);
-        let work = move || {
-            let job = self.prepare(&model, most);
-            drop(share);
-            job
-        };
-        app.aside(work).await?
-    }
-
-    fn prepare(self, model: &Model, most_tokens: Option<usize>) -> Result<Job, ApiError> {
+    /// Renders, encodes and compiles: takes long, waits for nothing.
+    pub(crate) fn prepare(self, model: &Model, most_tokens: Option<usize>) -> Result<Job, ApiError> {
         let service = &model.service;
         check_sampler(model, &self.sampler)?;
         let calls = Calls::new(model, self.tools.as_ref());

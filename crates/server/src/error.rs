@@ -54,6 +54,14 @@ pub enum ServerError {
         /// The limit.
         name: &'static str,
     },
+    /// A time that is none, or has no end.
+    #[error("{name} is {} s: it may be from a millisecond to a year", value.as_secs_f64())]
+    Timeout {
+        /// What it is for.
+        name: &'static str,
+        /// As given.
+        value: Duration,
+    },
     /// A certificate or key that cannot be read.
     #[error("{}: {reason}", path.display())]
     Certificate {

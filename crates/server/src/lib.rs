@@ -62,6 +62,7 @@ mod server;
 mod sse;
 mod state;
 mod timed;
+mod told;
 mod types;
 
 pub use error::ServerError;

@@ -1,7 +1,9 @@
 //! Counts and times for `/metrics`, in the text format of Prometheus
 //! (<https://prometheus.io/docs/instrumenting/exposition_formats/>).
 //!
-//! They belong to a server, not to the process, and take the same memory however long it runs.
+//! They belong to a server, not to the process, and take the same memory however long it runs. That is why they are not
+//! kept by the crate `metrics`: its recorder is one for the process, its histograms grow until they are read, and two
+//! servers (as in every test here) would share their books.
 
 use std::{
     collections::BTreeMap,
@@ -30,6 +32,8 @@ pub(crate) enum Outcome {
 }
 
 impl Outcome {
+    const ALL: [Outcome; 5] = [Outcome::Ok, Outcome::Refused, Outcome::Busy, Outcome::Failed, Outcome::Cancelled];
+
     pub(crate) fn name(self) -> &'static str {
         match self {
             Outcome::Ok => "ok",
@@ -96,8 +100,8 @@ impl Histogram {
 /// The counts and times of a server.
 #[derive(Debug)]
 pub(crate) struct Metrics {
-    /// By route and outcome. Routes are those of the table, so there are few.
-    requests: Mutex<BTreeMap<(&'static str, Outcome), u64>>,
+    /// By route, of each outcome. Routes are those of the table, so there are few.
+    requests: Mutex<BTreeMap<String, [u64; Outcome::ALL.len()]>>,
     pub(crate) time_to_first_token: Histogram,
     pub(crate) time_per_output_token: Histogram,
     pub(crate) queue_wait: Histogram,
@@ -120,9 +124,14 @@ impl Default for Metrics {
 }
 
 impl Metrics {
-    pub(crate) fn count(&self, route: &'static str, outcome: Outcome) {
-        *self.requests.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).entry((route, outcome)).or_insert(0) +=
-            1;
+    pub(crate) fn count(&self, route: &str, outcome: Outcome) {
+        let mut requests = self.requests.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        if !requests.contains_key(route) {
+            requests.insert(route.to_owned(), Default::default());
+        }
+        if let Some(counts) = requests.get_mut(route) {
+            counts[outcome as usize] += 1;
+        }
     }
 
     pub(crate) fn connected(&self) {
@@ -133,19 +142,22 @@ impl Metrics {
         self.connections.fetch_sub(1, Ordering::Relaxed);
     }
 
-    /// Seconds that an answer takes on average; 1 before the first.
-    pub(crate) fn mean_answer_s(&self) -> f64 {
+    /// Seconds that an answer takes on average once it has a slot; 1 before the first.
+    pub(crate) fn mean_run_s(&self) -> f64 {
         let count: u64 = self.answer_time.counts.iter().map(|count| count.load(Ordering::Relaxed)).sum();
-        if count == 0 { 1.0 } else { self.answer_time.sum_s() / count as f64 }
+        let ran = self.answer_time.sum_s() - self.queue_wait.sum_s();
+        if count == 0 { 1.0 } else { ran.max(0.0) / count as f64 }
     }
 
     /// Everything, as Prometheus reads it. Without an engine its lines are left out.
     pub(crate) fn render(&self, stats: Option<&Stats>) -> String {
         let mut text = String::new();
         head(&mut text, "unicorn_requests_total", "Requests that ended, by route and outcome.", "counter");
-        for ((route, outcome), count) in self.requests.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).iter() {
-            let name = format!("unicorn_requests_total{{route=\"{route}\",outcome=\"{}\"}}", outcome.name());
-            line(&mut text, &name, count);
+        for (route, counts) in self.requests.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).iter() {
+            for (outcome, count) in Outcome::ALL.iter().zip(counts).filter(|(_, count)| **count > 0) {
+                let name = format!("unicorn_requests_total{{route=\"{route}\",outcome=\"{}\"}}", outcome.name());
+                line(&mut text, &name, count);
+            }
         }
         let connections = self.connections.load(Ordering::Relaxed);
         gauge(&mut text, "unicorn_connections", "Connections that are open.", connections as f64);

@@ -12,7 +12,7 @@ use axum::{
     response::Response,
 };
 
-use crate::{ids::new_id, metrics::Outcome, routes, state::App};
+use crate::{ids::new_id, metrics::Outcome, state::App};
 
 const REQUEST_ID: &str = "x-request-id";
 
@@ -24,7 +24,7 @@ struct Tracked {
     app: App,
     id: String,
     method: Method,
-    route: &'static str,
+    route: Option<MatchedPath>,
     start: Instant,
     state: Mutex<Progress>,
 }
@@ -72,11 +72,13 @@ impl Drop for Tracked {
     fn drop(&mut self) {
         let state = self.state.get_mut().unwrap_or_else(|poisoned| poisoned.into_inner());
         let outcome = state.outcome.unwrap_or(Outcome::Cancelled);
-        self.app.metrics.count(self.route, outcome);
+        // Those of the table. Paths that strangers make up are one: they must not fill the memory.
+        let route = self.route.as_ref().map_or("other", MatchedPath::as_str);
+        self.app.metrics.count(route, outcome);
         tracing::info!(
             request_id = %self.id,
             method = %self.method,
-            route = self.route,
+            route,
             status = state.status.map(|status| status.as_u16()),
             outcome = outcome.name(),
             seconds = self.start.elapsed().as_secs_f64(),
@@ -91,13 +93,12 @@ impl Drop for Tracked {
 pub(crate) async fn observe(State(app): State<App>, mut request: Request, next: Next) -> Response {
     let given = request.headers().get(REQUEST_ID).filter(|id| is_sane(id.as_bytes()));
     let id = given.and_then(|id| id.to_str().ok()).map_or_else(|| new_id("req_"), str::to_owned);
-    let route = request.extensions().get::<MatchedPath>().and_then(|path| routes::known(path.as_str()));
+    let route = request.extensions().get::<MatchedPath>().cloned();
     let tracker = Tracker(Arc::new(Tracked {
         app,
         id: id.clone(),
         method: request.method().clone(),
-        // Paths that strangers make up are one route: they must not fill the memory.
-        route: route.unwrap_or("other"),
+        route,
         start: Instant::now(),
         state: Mutex::default(),
     }));

@@ -58,7 +58,7 @@ pub struct Limits {
     pub answer_tokens: Option<usize>,
     /// Answers a request may ask for (`n`).
     pub choices: usize,
-    /// Prompts of one `/v1/completions` request, and texts of one `/v1/embeddings` request.
+    /// Answers of one `/v1/completions` request, to all its prompts, and texts of one `/v1/embeddings` request.
     pub prompts: usize,
     /// Bytes of an answer that wait for a client that reads too slowly; beyond, the answer is broken off.
     pub unread_bytes: usize,

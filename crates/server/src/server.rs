@@ -15,7 +15,11 @@ use rustls::{
 
 use crate::{error::ServerError, listen, options::ServerOptions, options::Tls, state::App};
 
-/// What connections get to write their last words after the engine has stopped.
+/// Times that make sense: those beyond a year cannot be added to every clock.
+const SHORTEST: Duration = Duration::from_millis(1);
+const LONGEST: Duration = Duration::from_secs(365 * 24 * 3600);
+
+/// What connections get at least to write their last words after the engine has stopped.
 const LAST_WORDS: Duration = Duration::from_secs(2);
 
 /// A server that listens. It answers when it is run.
@@ -40,7 +44,8 @@ impl Server {
         check(&options)?;
         let tls = options.tls.as_ref().map(tls).transpose()?;
         let (listener, address) = listen_on(&options)?;
-        Ok(Server { app: App::new(options)?, listener, address, tls })
+        let app = App::new(options, address.ip().is_loopback())?;
+        Ok(Server { app, listener, address, tls })
     }
 
     /// The address that it listens on: the port is the one that was taken where 0 was asked for.
@@ -76,6 +81,7 @@ impl Server {
         let connections = listen::accept(&app, listener, self.tls, shutdown).await;
         tracing::info!(grace_s = app.options.timeouts.grace.as_secs_f64(), "stopping");
         let grace = app.options.timeouts.grace;
+        let end = tokio::time::Instant::now() + grace;
         let finished = tokio::spawn(connections.finish());
         let engine = tokio::task::spawn_blocking(move || {
             if let Some(model) = app.loaded() {
@@ -86,7 +92,8 @@ impl Server {
             tracing::error!("stopping the engine failed");
         }
         // Nothing is made any more: what is left has only to be written.
-        if tokio::time::timeout(LAST_WORDS, finished).await.is_err() {
+        let end = end.max(tokio::time::Instant::now() + LAST_WORDS);
+        if tokio::time::timeout_at(end, finished).await.is_err() {
             tracing::warn!("connections are cut off");
         }
         tracing::info!("stopped");
@@ -146,13 +153,28 @@ fn check(options: &ServerOptions) -> Result<(), ServerError> {
             return Err(ServerError::ZeroLimit { name });
         }
     }
+    let timeouts = &options.timeouts;
+    for (name, value, least) in [
+        ("the timeout of heads", timeouts.header, SHORTEST),
+        ("the timeout of bodies", timeouts.body, SHORTEST),
+        ("the timeout of writes", timeouts.write, SHORTEST),
+        ("the timeout of requests", timeouts.request, SHORTEST),
+        ("the time between comments", timeouts.keep_alive, SHORTEST),
+        ("the grace", timeouts.grace, Duration::ZERO),
+    ] {
+        if !(least..=LONGEST).contains(&value) {
+            return Err(ServerError::Timeout { name, value });
+        }
+    }
     Ok(())
 }
 
 fn listen_on(options: &ServerOptions) -> Result<(TcpListener, SocketAddr), ServerError> {
     let host = options.host.trim_start_matches('[').trim_end_matches(']');
     let no_host = |source| ServerError::Host { host: options.host.clone(), source };
-    let addresses: Vec<SocketAddr> = (host, options.port).to_socket_addrs().map_err(no_host)?.collect();
+    let mut addresses: Vec<SocketAddr> = (host, options.port).to_socket_addrs().map_err(no_host)?.collect();
+    // A name that means both, as localhost: clients that know one alone know this one.
+    addresses.sort_by_key(SocketAddr::is_ipv6);
     if let Some(&address) = addresses.iter().find(|address| !address.ip().is_loopback())
         && options.api_keys.is_empty()
         && !options.no_auth
@@ -214,6 +236,11 @@ mod tests {
         let mut shut = local();
         shut.limits.connections = 0;
         assert!(refused(shut).to_string().contains("connections"));
+        for seconds in [0, u64::MAX] {
+            let mut endless = local();
+            endless.timeouts.request = Duration::from_secs(seconds);
+            assert!(refused(endless).to_string().contains("timeout of requests"));
+        }
         let files = Tls { certificates: "/no/such.pem".into(), key: "/no/such.key".into() };
         let error = refused(ServerOptions { tls: Some(files), ..local() });
         assert!(error.to_string().contains("/no/such.pem"), "{error}");

@@ -34,6 +34,8 @@ pub(crate) struct Shared {
     pub(crate) bodies: Arc<Semaphore>,
     /// Requests that may be prepared (parsed, rendered, encoded) at the same time: one a processor.
     pub(crate) preparing: Arc<Semaphore>,
+    /// Whether only this machine reaches the server, and whoever does is let in.
+    pub(crate) loopback_only: bool,
     /// Turns true when the server is told to stop.
     pub(crate) stop: watch::Sender<bool>,
     /// When the server started, for `created` of the model.
@@ -85,10 +87,14 @@ impl Deref for App {
 }
 
 impl App {
-    pub(crate) fn new(options: ServerOptions) -> Result<App, ServerError> {
+    pub(crate) fn new(mut options: ServerOptions, is_loopback: bool) -> Result<App, ServerError> {
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
+        let loopback_only = is_loopback && options.api_keys.is_empty() && options.cors_origins.is_empty();
+        // From here on only their hashes are kept.
+        let keys = Keys::new(&std::mem::take(&mut options.api_keys))?;
         Ok(App(Arc::new(Shared {
-            keys: Keys::new(&options.api_keys)?,
+            keys,
+            loopback_only,
             origins: Origins::new(&options.cors_origins)?,
             metrics: Metrics::default(),
             bodies: Arc::new(Semaphore::new(options.limits.bodies_bytes.min(Semaphore::MAX_PERMITS))),
@@ -178,7 +184,7 @@ impl App {
     pub(crate) fn retry_after(&self, model: &Model) -> Duration {
         let stats = model.service.stats();
         let turns = (stats.waiting as f64 / stats.slots.max(1) as f64).max(1.0);
-        Duration::from_secs_f64((turns * self.metrics.mean_answer_s()).clamp(1.0, 60.0).ceil())
+        Duration::from_secs_f64((turns * self.metrics.mean_run_s()).clamp(1.0, 60.0).ceil())
     }
 }
 

@@ -106,6 +106,24 @@ fn pages_of_this_machine_are_let_in_and_others_by_name() {
 }
 
 #[test]
+fn a_name_rebound_to_this_machine_reads_nothing() {
+    let get = |site: &Site, host: &str| site.send("GET", "/v1/models", &[("host", host)], b"");
+    let site = Site::new();
+    for host in ["localhost", "localhost:8000", "127.0.0.1:1", "[::1]:8000", "127.8.8.8"] {
+        assert_eq!(get(&site, host).status, 200, "{host}");
+    }
+    for host in ["rebound.example", "rebound.example:8000", "localhost.example", "192.168.1.5"] {
+        get(&site, host).error(403, "host_not_allowed", None);
+    }
+    // Who shows a key, or is a page let in by name, may come by any name.
+    let keyed = Site::with(with_timeouts(|it| it.api_keys = vec!["k".to_owned()]), Behind::default());
+    let headers = [("host", "proxy.example"), ("authorization", "Bearer k")];
+    assert_eq!(keyed.send("GET", "/v1/models", &headers, b"").status, 200);
+    let named = with_timeouts(|it| it.cors_origins = vec!["https://chat.example".to_owned()]);
+    assert_eq!(get(&Site::with(named, Behind::default()), "chat.example").status, 200);
+}
+
+#[test]
 fn requests_have_ids() {
     let site = Site::new();
     let id = |given: Option<&str>| {
@@ -126,7 +144,7 @@ fn bodies_are_bounded() {
     reply.error(413, "body_too_large", None);
     // The length is not said beforehand.
     let mut stream = TcpStream::connect(site.address).unwrap();
-    let head = "POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n\
+    let head = "POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n\
                 transfer-encoding: chunked\r\n\r\n";
     stream.write_all(head.as_bytes()).unwrap();
     let _ = stream.write_all(&[b"800\r\n".as_slice(), &[b' '; 2048], b"\r\n0\r\n\r\n"].concat());
@@ -182,7 +200,7 @@ fn a_full_queue_is_a_429_that_says_when_to_come_back() {
 fn a_client_that_vanishes_ends_its_answer_at_once() {
     let site = Site::new();
     for body in [long(json!({"n": 4, "stream": true})), long(json!({"n": 4}))] {
-        let headers = "host: x\r\ncontent-type: application/json\r\n";
+        let headers = "host: localhost\r\ncontent-type: application/json\r\n";
         let mut stream = TcpStream::connect(site.address).unwrap();
         let body = body.to_string();
         let request = format!("POST {CHAT} HTTP/1.1\r\n{headers}content-length: {}\r\n\r\n{body}", body.len());
@@ -232,13 +250,13 @@ fn clients_that_send_too_slowly_are_cut_off() {
     // A head that never ends.
     let mut head = TcpStream::connect(site.address).unwrap();
     head.set_read_timeout(Some(common::PATIENCE)).unwrap();
-    head.write_all(b"GET /health HTTP/1.1\r\nhost: x\r\n").unwrap();
+    head.write_all(b"GET /health HTTP/1.1\r\nhost: localhost\r\n").unwrap();
     let waited = head.read_to_end(&mut Vec::new()).err().map(|error| error.kind());
     assert!(!matches!(waited, Some(ErrorKind::WouldBlock | ErrorKind::TimedOut)), "the connection is still open");
     // A body that never ends.
     let mut body = TcpStream::connect(site.address).unwrap();
     let request =
-        format!("POST {CHAT} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 100\r\n\r\n{{");
+        format!("POST {CHAT} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: 100\r\n\r\n{{");
     body.write_all(request.as_bytes()).unwrap();
     Coming::read_head(body).read().error(408, "body_timeout", None);
     wait_for("connections to go", || metric(&site, "unicorn_connections") == 0.0);
@@ -313,7 +331,7 @@ fn metrics_count_what_happened() {
     let site = Site::new();
     site.post(CHAT, &chat("the sea", json!({"max_tokens": 5, "ignore_eos": true}))).ok();
     site.post(CHAT, &chat("the sea", json!({"max_tokens": 5, "stream": true, "ignore_eos": true}))).events();
-    site.post(CHAT, &json!({})).error(400, "invalid_type", None);
+    site.post(CHAT, &json!({})).error(400, "missing_required_parameter", Some("messages"));
     site.get("/made/up").error(404, "unknown_url", None);
     let text = site.get("/metrics");
     assert_eq!(text.header("content-type"), Some("text/plain; version=0.0.4; charset=utf-8"));
@@ -369,7 +387,7 @@ fn https_with_a_certificate_given() {
     assert!(text.starts_with("HTTP/1.1 200 OK\r\n") && text.ends_with("{\"status\":\"ok\"}"), "{text}");
     // What speaks no TLS gets no answer, and does no harm.
     let mut plain = TcpStream::connect(site.address).unwrap();
-    plain.write_all(b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n").unwrap();
+    plain.write_all(b"GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n").unwrap();
     let mut rest = Vec::new();
     let _ = plain.read_to_end(&mut rest);
     assert!(!rest.starts_with(b"HTTP"));

@@ -113,7 +113,7 @@ pub(crate) fn rude(random: &mut Random, client: &Client, patience: Patience) -> 
     match random.below(8) {
         0 => {
             // Every byte of the head on its own, and then nothing.
-            for byte in b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-le" {
+            for byte in b"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-le" {
                 stream.write_all(&[*byte])?;
                 std::thread::sleep(Duration::from_millis(2));
             }
@@ -134,7 +134,7 @@ pub(crate) fn rude(random: &mut Random, client: &Client, patience: Patience) -> 
             expect(stream, most, 400)
         }
         3 => {
-            let head = format!("GET /health HTTP/1.1\r\nhost: x\r\nx-long: {}\r\n\r\n", "y".repeat(200_000));
+            let head = format!("GET /health HTTP/1.1\r\nhost: localhost\r\nx-long: {}\r\n\r\n", "y".repeat(200_000));
             // It may be refused before all of it is sent.
             let _ = stream.write_all(head.as_bytes());
             match expect(stream, most, 431) {
@@ -144,7 +144,7 @@ pub(crate) fn rude(random: &mut Random, client: &Client, patience: Patience) -> 
             }
         }
         4 => {
-            let head = "POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n\
+            let head = "POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n\
                         expect: 100-continue\r\ncontent-length: 1099511627776\r\n\r\n";
             stream.write_all(head.as_bytes())?;
             expect(stream, most, 413)
@@ -162,7 +162,7 @@ pub(crate) fn rude(random: &mut Random, client: &Client, patience: Patience) -> 
 fn half(bytes: usize) -> Vec<u8> {
     let length = 2 * bytes + 1;
     let mut text = format!(
-        "POST {CHAT} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n\r\n"
+        "POST {CHAT} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n\r\n"
     );
     text += &" ".repeat(bytes);
     text.into_bytes()

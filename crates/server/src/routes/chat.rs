@@ -15,6 +15,7 @@ use crate::{
     running::{Delta, Running},
     sse,
     state::App,
+    told::Told,
     types::{
         chat::{Chat, ChatChoice, ChatChunk, ChatLogprobs, ChatMessage, ChatReply, ChatRequest},
         error::ErrorReply,
@@ -33,16 +34,24 @@ pub(crate) async fn complete(
     Payload(request, share): Payload<ChatRequest>,
 ) -> Result<Response, ApiError> {
     let model = app.model(request.model.as_deref())?;
-    let Chat { dialogue, stream, include_usage, ignored } = request.parse(&app.options)?;
+    let prepare = {
+        let (app, model) = (app.clone(), model.clone());
+        move || {
+            let Chat { dialogue, stream, include_usage, ignored } = request.parse(&app.options)?;
+            let with_logprobs = dialogue.logprobs.is_some();
+            let job = dialogue.prepare(&model, app.options.limits.prompt_tokens)?;
+            // The text of the request is no longer needed.
+            drop(share);
+            Ok((job, stream, include_usage, with_logprobs, ignored))
+        }
+    };
+    let (job, stream, include_usage, with_logprobs, ignored) = app.aside(prepare).await??;
     let costs = Costs::new(&model.device, ignored);
-    let with_logprobs = dialogue.logprobs.is_some();
-    let job = dialogue.job(&app, &model, share).await?;
     let running = Running::start(&app, &model, &tracker, job)?;
     let head = Head { id: new_id("chatcmpl-"), created: unix_s(), model: app.options.model.clone() };
     if stream {
-        tracker.streams();
-        let events = ChatStream::new(head, running, tracker, costs, include_usage, with_logprobs);
-        return Ok(sse::response(events, app.options.timeouts.keep_alive));
+        let tell = ChatStream { head, costs, include_usage, with_logprobs, begun: false };
+        return Ok(sse::response(Told::new(running, tracker, tell), app.options.timeouts.keep_alive));
     }
     Ok(Json(whole(head, running, costs, with_logprobs).await?).into_response())
 }
@@ -84,7 +93,7 @@ async fn whole(head: Head, mut running: Running, mut costs: Costs, with_logprobs
             }
             Delta::Finish(finish) => {
                 message.reason = finish.reason;
-                costs.add(&finish.metrics, finish.cause, choice == 0);
+                costs.add(choice, &finish.metrics, finish.cause, choice == 0);
             }
         }
     }

@@ -1,16 +1,12 @@
 //! The chunks of `/v1/chat/completions`: for each answer its role, its pieces and its end; then the usage, where asked
 //! for, and `[DONE]`.
 
-use axum::body::Bytes;
-
 use super::{FINGERPRINT, chat::Head};
 use crate::{
-    error::ApiError,
     ids::new_id,
-    metrics::Outcome,
-    observe::Tracker,
     running::{Delta, Finish, Running},
-    sse::{self, Events},
+    sse,
+    told::Tell,
     types::{
         chat::{ChatChunk, ChatDelta, ChatLogprobs, ChunkChoice, FunctionDelta, ToolCallDelta},
         usage::Costs,
@@ -18,28 +14,15 @@ use crate::{
 };
 
 pub(crate) struct ChatStream {
-    head: Head,
-    running: Running,
-    tracker: Tracker,
-    costs: Costs,
-    include_usage: bool,
-    with_logprobs: bool,
-    begun: bool,
-    ended: bool,
+    pub(crate) head: Head,
+    pub(crate) costs: Costs,
+    pub(crate) include_usage: bool,
+    pub(crate) with_logprobs: bool,
+    /// Whether the roles are told.
+    pub(crate) begun: bool,
 }
 
 impl ChatStream {
-    pub(crate) fn new(
-        head: Head,
-        running: Running,
-        tracker: Tracker,
-        costs: Costs,
-        include_usage: bool,
-        with_logprobs: bool,
-    ) -> ChatStream {
-        ChatStream { head, running, tracker, costs, include_usage, with_logprobs, begun: false, ended: false }
-    }
-
     fn chunk(&self, choices: Vec<ChunkChoice>) -> ChatChunk {
         ChatChunk {
             id: self.head.id.clone(),
@@ -57,13 +40,30 @@ impl ChatStream {
         sse::data(&self.chunk(vec![ChunkChoice { index, delta, logprobs: None, finish_reason: None }]))
     }
 
+    fn finish(&mut self, index: usize, finish: &Finish, is_last: bool) -> String {
+        self.costs.add(index, &finish.metrics, finish.cause, index == 0);
+        let delta = ChatDelta::default();
+        let mut chunk =
+            self.chunk(vec![ChunkChoice { index, delta, logprobs: None, finish_reason: Some(finish.reason) }]);
+        // The last piece with an answer in it, unless the usage follows.
+        if is_last && !self.include_usage {
+            chunk.unicorn = Some(self.costs.unicorn.clone());
+        }
+        sse::data(&chunk)
+    }
+}
+
+impl Tell for ChatStream {
     /// The role of every answer.
-    fn roles(&self) -> String {
+    fn begin(&mut self, running: &Running) -> Option<String> {
+        if std::mem::replace(&mut self.begun, true) {
+            return None;
+        }
         let role = || ChatDelta { role: Some("assistant"), content: Some(String::new()), tool_calls: Vec::new() };
-        (0..self.running.answers()).map(|index| self.piece(index, role())).collect()
+        Some((0..running.answers()).map(|index| self.piece(index, role())).collect())
     }
 
-    fn write(&mut self, index: usize, delta: Delta) -> String {
+    fn write(&mut self, index: usize, delta: Delta, running: &Running) -> String {
         let call = |call| ChatDelta { tool_calls: vec![call], ..ChatDelta::default() };
         match delta {
             Delta::Prompt(_) => String::new(),
@@ -82,25 +82,11 @@ impl ChatStream {
                 let function = FunctionDelta { name: None, arguments: text };
                 self.piece(index, call(ToolCallDelta { index: number, id: None, kind: None, function }))
             }
-            Delta::Finish(finish) => self.finish(index, &finish),
+            Delta::Finish(finish) => self.finish(index, &finish, running.is_whole()),
         }
     }
 
-    fn finish(&mut self, index: usize, finish: &Finish) -> String {
-        self.costs.add(&finish.metrics, finish.cause, index == 0);
-        let delta = ChatDelta::default();
-        let mut chunk =
-            self.chunk(vec![ChunkChoice { index, delta, logprobs: None, finish_reason: Some(finish.reason) }]);
-        // The last piece with an answer in it, unless the usage follows.
-        if self.running.is_whole() && !self.include_usage {
-            chunk.unicorn = Some(self.costs.unicorn.clone());
-        }
-        sse::data(&chunk)
-    }
-
-    /// After all answers.
     fn end(&mut self) -> String {
-        self.tracker.ended(Outcome::Ok);
         let mut text = String::new();
         if self.include_usage {
             let usage = Some(Some(self.costs.usage.clone()));
@@ -108,40 +94,5 @@ impl ChatStream {
             text = sse::data(&chunk);
         }
         text + sse::DONE
-    }
-}
-
-/// How a stream tells that it broke off: the status has been sent long since.
-pub(crate) fn broken(tracker: &Tracker, error: &ApiError) -> String {
-    tracker.ended(Outcome::of_status(error.status.as_u16()));
-    sse::data(&error.body()) + sse::DONE
-}
-
-impl Events for ChatStream {
-    async fn next(&mut self) -> Option<Bytes> {
-        if self.ended {
-            return None;
-        }
-        if !self.begun {
-            self.begun = true;
-            return Some(self.roles().into());
-        }
-        loop {
-            let text = match self.running.next().await {
-                Ok(Some((index, delta))) => self.write(index, delta),
-                Ok(None) => {
-                    self.ended = true;
-                    self.end()
-                }
-                Err(error) => {
-                    self.ended = true;
-                    broken(&self.tracker, &error)
-                }
-            };
-            // An empty frame would end a chunked body.
-            if !text.is_empty() {
-                return Some(text.into());
-            }
-        }
     }
 }

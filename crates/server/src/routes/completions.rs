@@ -16,9 +16,11 @@ use crate::{
     error::ApiError,
     ids::{new_id, unix_s},
     observe::Tracker,
+    options::Limits,
     running::{Delta, Job, Running},
     sse,
     state::{App, Model},
+    told::Told,
     types::{
         chat::finite,
         completions::{Completion, CompletionChoice, CompletionLogprobs, CompletionReply, CompletionRequest, Prompt},
@@ -37,27 +39,33 @@ pub(crate) async fn complete(
     Payload(request, share): Payload<CompletionRequest>,
 ) -> Result<Response, ApiError> {
     let model = app.model(request.model.as_deref())?;
-    let completion = request.parse(&app.options)?;
-    let costs = Costs::new(&model.device, completion.ignored.clone());
-    let (stream, include_usage) = (completion.stream, completion.include_usage);
     let prepare = {
-        let (model, most_tokens) = (model.clone(), app.options.limits.prompt_tokens);
+        let (model, app) = (model.clone(), app.clone());
         move || {
-            let prepared = prepare(&model, completion, most_tokens);
+            let completion = request.parse(&app.options)?;
+            let (stream, include_usage) = (completion.stream, completion.include_usage);
+            let ignored = completion.ignored.clone();
+            let (job, echoes) = prepare(&model, completion, &app.options.limits)?;
             drop(share);
-            prepared
+            Ok((job, echoes, stream, include_usage, ignored))
         }
     };
-    let (job, echoes) = app.aside(prepare).await??;
+    let (job, echoes, stream, include_usage, ignored) = app.aside(prepare).await??;
+    let costs = Costs::new(&model.device, ignored);
     let running = Running::start(&app, &model, &tracker, job)?;
     let head = Head { id: new_id("cmpl-"), created: unix_s(), model: app.options.model.clone() };
     if stream {
-        tracker.streams();
-        let events = CompletionStream::new(head, running, tracker, costs, include_usage, echoes);
-        return Ok(sse::response(events, app.options.timeouts.keep_alive));
+        let tell = CompletionStream::new(head, &running, costs, include_usage, echoes);
+        return Ok(sse::response(Told::new(running, tracker, tell), app.options.timeouts.keep_alive));
     }
     Ok(Json(whole(head, running, costs, &echoes).await?).into_response())
 }
+
+/// Bytes that the answers of a request may show of its prompts, about.
+const MOST_ECHOED_BYTES: usize = 512 << 20;
+
+/// Bytes that a token takes in a list, about.
+const LISTED_BYTES: usize = 100;
 
 /// What the answers show of their prompts and tokens.
 pub(crate) struct Echoes {
@@ -80,7 +88,7 @@ impl Echoes {
     }
 }
 
-fn prepare(model: &Model, completion: Completion, most_tokens: Option<usize>) -> Result<(Job, Echoes), ApiError> {
+fn prepare(model: &Model, completion: Completion, limits: &Limits) -> Result<(Job, Echoes), ApiError> {
     let service = &model.service;
     let failed = |error| ApiError::engine(&error, "prompt");
     check_sampler(model, &completion.sampler)?;
@@ -89,6 +97,9 @@ fn prepare(model: &Model, completion: Completion, most_tokens: Option<usize>) ->
     let grammar = grammar.map_err(|error| ApiError::format(&error, "response_format"))?;
     let mut echoes = Echoes { tokenizer, with_logprobs: completion.logprobs.is_some(), prompts: Vec::new() };
     let mut requests = Vec::with_capacity(completion.prompts.len());
+    // Of the prompts' texts and of the lists of their tokens.
+    let listed = completion.logprobs.map_or(0, |others| LISTED_BYTES * (others + 1));
+    let mut echoed = 0;
     for prompt in completion.prompts {
         let (text, prompt) = match prompt {
             Prompt::Text(text) => {
@@ -100,15 +111,20 @@ fn prepare(model: &Model, completion: Completion, most_tokens: Option<usize>) ->
             }
             Prompt::Ids(ids) => (None, ids),
         };
-        check_length(prompt.len(), most_tokens, "prompt")?;
+        check_length(prompt.len(), limits.prompt_tokens, "prompt")?;
         if completion.echo {
             let decoded = || echoes.tokenizer.as_ref().map(|it| it.decode(&prompt)).unwrap_or_default();
             let text = text.unwrap_or_else(decoded);
+            echoed += completion.choices * (text.len() + prompt.len() * listed);
+            if echoed > MOST_ECHOED_BYTES {
+                let message = format!("The prompts are too long to be shown {} times.", completion.choices);
+                return Err(ApiError::value("echo", message));
+            }
             echoes.prompts.push((text, prompt.first().copied().unwrap_or_default()));
         }
         requests.push(Request {
             prompt,
-            max_tokens: Some(completion.max_tokens),
+            max_tokens: completion.max_tokens,
             sampler: completion.sampler.clone(),
             stop: completion.stop.clone(),
             ignore_end: completion.ignore_end,
@@ -208,7 +224,7 @@ async fn whole(
             }
             (Delta::Finish(finish), _) => {
                 choice.finish_reason = Some(finish.reason);
-                costs.add(&finish.metrics, finish.cause, index % choices == 0);
+                costs.add(index, &finish.metrics, finish.cause, index % choices == 0);
             }
             _ => {}
         }

@@ -3,14 +3,11 @@
 
 use std::collections::VecDeque;
 
-use axum::body::Bytes;
-
-use super::{FINGERPRINT, chat::Head, chat_stream::broken, completions::Echoes};
+use super::{FINGERPRINT, chat::Head, completions::Echoes};
 use crate::{
-    metrics::Outcome,
-    observe::Tracker,
     running::{Delta, Running},
-    sse::{self, Events},
+    sse,
+    told::Tell,
     types::{
         completions::{CompletionChoice, CompletionLogprobs, CompletionReply},
         usage::Costs,
@@ -19,8 +16,6 @@ use crate::{
 
 pub(crate) struct CompletionStream {
     head: Head,
-    running: Running,
-    tracker: Tracker,
     costs: Costs,
     include_usage: bool,
     echoes: Echoes,
@@ -28,22 +23,19 @@ pub(crate) struct CompletionStream {
     offsets: Vec<usize>,
     /// Answers whose prompt is still to be shown.
     unshown: VecDeque<usize>,
-    ended: bool,
 }
 
 impl CompletionStream {
     pub(crate) fn new(
         head: Head,
-        running: Running,
-        tracker: Tracker,
+        running: &Running,
         costs: Costs,
         include_usage: bool,
         echoes: Echoes,
     ) -> CompletionStream {
         let (answers, choices) = (running.answers(), running.choices());
         let unshown = (0..answers).filter(|index| !echoes.text(*index, choices).is_empty()).collect();
-        let offsets = vec![0; answers];
-        CompletionStream { head, running, tracker, costs, include_usage, echoes, offsets, unshown, ended: false }
+        CompletionStream { head, costs, include_usage, echoes, offsets: vec![0; answers], unshown }
     }
 
     fn reply(&self, choices: Vec<CompletionChoice>) -> CompletionReply {
@@ -62,9 +54,17 @@ impl CompletionStream {
     fn piece(&self, index: usize, text: String, logprobs: Option<CompletionLogprobs>) -> String {
         sse::data(&self.reply(vec![CompletionChoice { text, index, logprobs, finish_reason: None }]))
     }
+}
 
-    fn write(&mut self, index: usize, delta: Delta) -> String {
-        let choices = self.running.choices();
+impl Tell for CompletionStream {
+    /// The prompts, where they are shown.
+    fn begin(&mut self, running: &Running) -> Option<String> {
+        let index = self.unshown.pop_front()?;
+        Some(self.piece(index, self.echoes.text(index, running.choices()).to_owned(), None))
+    }
+
+    fn write(&mut self, index: usize, delta: Delta, running: &Running) -> String {
+        let choices = running.choices();
         let lister = self.echoes.lister(index, choices);
         let offset = &mut self.offsets[index];
         let mut list = CompletionLogprobs::default();
@@ -82,11 +82,11 @@ impl CompletionStream {
                 self.piece(index, text, list)
             }
             Delta::Finish(finish) => {
-                self.costs.add(&finish.metrics, finish.cause, index.is_multiple_of(choices));
+                self.costs.add(index, &finish.metrics, finish.cause, index.is_multiple_of(choices));
                 let finish_reason = Some(finish.reason);
                 let choice = CompletionChoice { text: String::new(), index, logprobs: None, finish_reason };
                 let mut reply = self.reply(vec![choice]);
-                if self.running.is_whole() && !self.include_usage {
+                if running.is_whole() && !self.include_usage {
                     reply.unicorn = Some(self.costs.unicorn.clone());
                 }
                 sse::data(&reply)
@@ -97,7 +97,6 @@ impl CompletionStream {
     }
 
     fn end(&mut self) -> String {
-        self.tracker.ended(Outcome::Ok);
         let mut text = String::new();
         if self.include_usage {
             let usage = Some(Some(self.costs.usage.clone()));
@@ -105,33 +104,5 @@ impl CompletionStream {
             text = sse::data(&CompletionReply { usage, unicorn, ..self.reply(Vec::new()) });
         }
         text + sse::DONE
-    }
-}
-
-impl Events for CompletionStream {
-    async fn next(&mut self) -> Option<Bytes> {
-        if self.ended {
-            return None;
-        }
-        if let Some(index) = self.unshown.pop_front() {
-            let text = self.echoes.text(index, self.running.choices()).to_owned();
-            return Some(self.piece(index, text, None).into());
-        }
-        loop {
-            let text = match self.running.next().await {
-                Ok(Some((index, delta))) => self.write(index, delta),
-                Ok(None) => {
-                    self.ended = true;
-                    self.end()
-                }
-                Err(error) => {
-                    self.ended = true;
-                    broken(&self.tracker, &error)
-                }
-            };
-            if !text.is_empty() {
-                return Some(text.into());
-            }
-        }
     }
 }

@@ -49,31 +49,6 @@ fn table() -> Vec<(&'static str, MethodRouter<App>)> {
     ]
 }
 
-/// The names of routes, for counts.
-const NAMES: [&str; 16] = [
-    "/v1/chat/completions",
-    "/v1/completions",
-    "/v1/embeddings",
-    "/v1/models",
-    "/v1/models/{*id}",
-    "/v1/responses",
-    "/tokenize",
-    "/detokenize",
-    "/tokenizer_info",
-    "/health",
-    "/ready",
-    "/metrics",
-    "/docs",
-    "/docs/docs.js",
-    "/docs/docs.css",
-    "/openapi.json",
-];
-
-/// A route by its path in the table.
-pub(crate) fn known(path: &str) -> Option<&'static str> {
-    NAMES.into_iter().find(|name| *name == path)
-}
-
 /// The routes with all that goes before them: the first to see a request is the last layer.
 pub(crate) fn router(app: &App) -> Router {
     let router = table().into_iter().fold(Router::new(), |router, (path, route)| router.route(path, route));
@@ -99,17 +74,4 @@ async fn wrong_method(method: Method, request: Request) -> Response {
     ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "invalid_request_error", message)
         .code("method_not_allowed")
         .into_response()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn names_and_table_agree() {
-        let paths: Vec<&str> = table().into_iter().map(|(path, _)| path).collect();
-        assert_eq!(paths, NAMES);
-        assert_eq!(known("/v1/models"), Some("/v1/models"));
-        assert_eq!(known("/made/up"), None);
-    }
 }

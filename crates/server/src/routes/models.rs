@@ -2,7 +2,7 @@
 
 use axum::{
     Json,
-    extract::{Path, State},
+    extract::{Path, State, rejection::PathRejection},
 };
 
 use crate::{
@@ -24,7 +24,12 @@ pub(crate) async fn list(State(app): State<App>) -> Json<ModelList> {
 /// One of them.
 #[utoipa::path(get, path = "/v1/models/{id}", tag = "OpenAI", params(("id" = String, Path, description = "Its name.")),
     responses((status = 200, body = ModelEntry), (status = 404, body = ErrorReply)))]
-pub(crate) async fn one(State(app): State<App>, Path(id): Path<String>) -> Result<Json<ModelEntry>, ApiError> {
+pub(crate) async fn one(
+    State(app): State<App>,
+    id: Result<Path<String>, PathRejection>,
+) -> Result<Json<ModelEntry>, ApiError> {
+    // What is no text is no name either.
+    let Path(id) = id.unwrap_or_else(|_| Path("\u{fffd}".to_owned()));
     app.check_name(&id)?;
     Ok(Json(entry(&app, &id)))
 }

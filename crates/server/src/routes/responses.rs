@@ -16,11 +16,12 @@ use crate::{
     running::{Delta, Finish, Running},
     sse,
     state::App,
+    told::Told,
     types::{
         chat::ChatLogprob,
         error::ErrorReply,
         responses::{
-            Echoed, Incomplete, InputDetails, OutputDetails, OutputItem, OutputPart, Reasoning, ResponseReply,
+            Echoed, Incomplete, InputDetails, OutputDetails, OutputItem, OutputPart, Reasoning, Respond, ResponseReply,
             ResponseRequest, ResponseUsage, TextReply,
         },
         usage::{Costs, Usage},
@@ -37,16 +38,22 @@ pub(crate) async fn respond(
     Payload(request, share): Payload<ResponseRequest>,
 ) -> Result<Response, ApiError> {
     let model = app.model(request.model.as_deref())?;
-    let request = request.parse(&app.options)?;
-    let costs = Costs::new(&model.device, request.ignored);
-    let draft =
-        Draft { id: new_id("resp_"), created_at: unix_s(), model: app.options.model.clone(), echoed: request.echoed };
-    let job = request.dialogue.job(&app, &model, share).await?;
+    let prepare = {
+        let (app, model) = (app.clone(), model.clone());
+        move || {
+            let Respond { dialogue, stream, ignored, echoed } = request.parse(&app.options)?;
+            let job = dialogue.prepare(&model, app.options.limits.prompt_tokens)?;
+            drop(share);
+            Ok((job, stream, ignored, echoed))
+        }
+    };
+    let (job, stream, ignored, echoed) = app.aside(prepare).await??;
+    let costs = Costs::new(&model.device, ignored);
+    let draft = Draft { id: new_id("resp_"), created_at: unix_s(), model: app.options.model.clone(), echoed };
     let running = Running::start(&app, &model, &tracker, job)?;
-    if request.stream {
-        tracker.streams();
-        let events = ResponseStream::new(draft, running, tracker, costs);
-        return Ok(sse::response(events, app.options.timeouts.keep_alive));
+    if stream {
+        let tell = ResponseStream::new(draft, costs);
+        return Ok(sse::response(Told::new(running, tracker, tell), app.options.timeouts.keep_alive));
     }
     Ok(Json(whole(&draft, running, costs).await?).into_response())
 }
@@ -67,7 +74,7 @@ async fn whole(draft: &Draft, mut running: Running, mut costs: Costs) -> Result<
                 output.arguments(&text);
             }
             Delta::Finish(end) => {
-                costs.add(&end.metrics, end.cause, true);
+                costs.add(0, &end.metrics, end.cause, true);
                 finish = Some(end);
             }
         }
@@ -152,6 +159,7 @@ pub(crate) struct Output {
 }
 
 /// An item in the making.
+#[derive(Clone)]
 pub(crate) enum Item {
     Message { id: String, text: String, logprobs: Vec<ChatLogprob> },
     Call { id: String, call_id: String, name: String, arguments: String },

@@ -21,6 +21,9 @@ use crate::{
     },
 };
 
+/// Bytes of a text that is encoded without regard to the context: it takes some hundred times as many of memory.
+const MOST_TEXT_BYTES: usize = 4 << 20;
+
 /// The ids of a text, or of a chat as the model's template renders it.
 #[utoipa::path(post, path = "/tokenize", tag = "tokens", request_body = TokenizeRequest,
     responses((status = 200, body = TokenizeReply), (status = "4XX", body = ErrorReply)))]
@@ -67,6 +70,10 @@ fn ids(model: &Arc<Model>, request: TokenizeRequest) -> Result<Vec<u32>, ApiErro
         (None, None, None) => return Err(ApiError::missing("prompt")),
         _ => return Err(ApiError::bad_request("Only one of content, prompt and messages may be given.")),
     };
+    if text.len() > MOST_TEXT_BYTES {
+        let message = format!("{} bytes of text: at most {MOST_TEXT_BYTES} are encoded at once.", text.len());
+        return Err(ApiError::value(field, message));
+    }
     // As the servers do from which the names are.
     let add_special = request.add_special.unwrap_or(field != "content");
     let parse_special = request.parse_special.unwrap_or(true);

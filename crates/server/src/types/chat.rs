@@ -25,9 +25,9 @@ pub(crate) struct ChatRequest {
     /// The chat so far.
     pub(crate) messages: Vec<Message>,
     /// Tokens of the answer at most; `max_completion_tokens` goes before it.
-    pub(crate) max_tokens: Option<u32>,
-    /// Tokens of the answer at most; none goes on until the model ends or the context is full.
-    pub(crate) max_completion_tokens: Option<u32>,
+    pub(crate) max_tokens: Option<i64>,
+    /// Tokens of the answer at most; none, or -1, goes on until the model ends or the context is full.
+    pub(crate) max_completion_tokens: Option<i64>,
     /// 0 takes the likeliest token, 1 (the default) draws from the model's distribution; up to 2.
     pub(crate) temperature: Option<f32>,
     /// Draws from the likeliest tokens that together have this probability.
@@ -131,9 +131,6 @@ impl ChatRequest {
             Some(max) => (Some(max), "max_completion_tokens"),
             None => (self.max_tokens, "max_tokens"),
         };
-        if max == Some(0) {
-            return Err(ApiError::value(name, format!("{name} is 0: it must be at least 1.")));
-        }
         let logprobs = match (self.logprobs.unwrap_or(false), self.top_logprobs) {
             (true, top) => Some(sampling::alternatives(top.unwrap_or(0), "top_logprobs")?),
             (false, None | Some(0)) => None,

@@ -17,7 +17,7 @@ use super::{
 use crate::{error::ApiError, options::ServerOptions};
 
 /// Tokens of an answer where none is said, as with OpenAI.
-const DEFAULT_MAX_TOKENS: u32 = 16;
+const DEFAULT_MAX_TOKENS: i64 = 16;
 
 /// A request to go on with texts.
 #[derive(Clone, Debug, Deserialize, ToSchema)]
@@ -27,8 +27,8 @@ pub(crate) struct CompletionRequest {
     /// A string, an array of strings, token ids, or an array of arrays of ids.
     #[schema(value_type = Object)]
     pub(crate) prompt: Option<Value>,
-    /// Tokens of an answer at most; 16 where absent. 0 is for `echo` with `logprobs`.
-    pub(crate) max_tokens: Option<u32>,
+    /// Tokens of an answer at most; 16 where absent, -1 goes on until the model ends. 0 is for `echo` with `logprobs`.
+    pub(crate) max_tokens: Option<i64>,
     /// 0 takes the likeliest token, 1 (the default) draws from the model's distribution; up to 2.
     pub(crate) temperature: Option<f32>,
     /// Draws from the likeliest tokens that together have this probability.
@@ -89,7 +89,7 @@ pub(crate) enum Prompt {
 #[derive(Debug)]
 pub(crate) struct Completion {
     pub(crate) prompts: Vec<Prompt>,
-    pub(crate) max_tokens: usize,
+    pub(crate) max_tokens: Option<usize>,
     pub(crate) sampler: SamplerOptions,
     pub(crate) stop: Vec<String>,
     pub(crate) ignore_end: bool,
@@ -129,9 +129,17 @@ impl CompletionRequest {
         if asked == 0 && !echo {
             return Err(ApiError::value("max_tokens", "max_tokens is 0: that is for echo, which shows the prompt."));
         }
+        let prompts = prompts(self.prompt.ok_or_else(|| ApiError::missing("prompt"))?, "prompt", limits.prompts)?;
+        if prompts.len() * choices > limits.prompts {
+            let message = format!("n is {choices}, for {} prompts: at most {} answers.", prompts.len(), limits.prompts);
+            return Err(ApiError::value("n", message));
+        }
         Ok(Completion {
-            prompts: prompts(self.prompt.ok_or_else(|| ApiError::missing("prompt"))?, "prompt", limits.prompts)?,
-            max_tokens: sampling::answer_tokens(Some(asked), "max_tokens", limits)?.unwrap_or(0),
+            prompts,
+            max_tokens: match asked {
+                0 => Some(0),
+                asked => sampling::answer_tokens(Some(asked), "max_tokens", limits)?,
+            },
             sampler: sampling.options(&options.sampler)?,
             stop: sampling::stops(self.stop.as_ref())?,
             ignore_end: self.ignore_eos.unwrap_or(false),
@@ -270,6 +278,10 @@ mod tests {
             (json!({"prompt": "a", "suffix": "b"}), Some("suffix")),
             (json!({"prompt": "a", "max_tokens": 0}), Some("max_tokens")),
             (json!({"prompt": "a", "max_tokens": 0, "echo": true}), None),
+            (json!({"prompt": "a", "max_tokens": -1}), None),
+            (json!({"prompt": "a", "max_tokens": -3}), Some("max_tokens")),
+            (json!({"prompt": vec!["a"; 100], "n": 20}), None),
+            (json!({"prompt": vec!["a"; 100], "n": 21}), Some("n")),
             (json!({"prompt": "a", "logprobs": 21}), Some("logprobs")),
             (json!({"prompt": "a", "n": 0}), Some("n")),
             (json!({"prompt": "a", "stream_options": {"include_usage": true}}), Some("stream_options")),

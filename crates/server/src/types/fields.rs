@@ -70,6 +70,7 @@ fn disabled(value: &Value) -> bool {
 
 const USE_TOOLS: &str = "Use tools and tool_choice.";
 const NOT_STORED: &str = "This server keeps nothing between requests.";
+const NO_PENALTIES: &str = "The Responses API has no such field: use /v1/chat/completions.";
 const NO_TEMPLATE: &str = "No template is applied: use /v1/chat/completions.";
 const NO_AUDIO: &str = "The model neither hears nor speaks.";
 const USE_FORMAT: &str = "Use response_format with the type json_schema, regex or lark.";
@@ -93,6 +94,8 @@ const GENERATION: &[Foreign] = &[
     foreign("min_tokens", falsy, "Use logit_bias against the end token."),
     foreign("stop_token_ids", falsy, "Use stop."),
     foreign("prompt_logprobs", falsy, "Use /v1/completions with echo and logprobs."),
+    foreign("include_stop_str_in_output", falsy, "Stop strings are not part of the text."),
+    foreign("return_token_ids", falsy, "Use logprobs, or /tokenize."),
     foreign("skip_special_tokens", truthy, "Special tokens are not part of the text."),
     foreign("truncate_prompt_tokens", falsy, "Prompts are never cut."),
     foreign("allowed_token_ids", falsy, "Use logit_bias or response_format."),
@@ -102,7 +105,8 @@ const GENERATION: &[Foreign] = &[
     foreign("continue_final_message", falsy, "Use /v1/completions."),
     foreign("documents", falsy, "Put them into a message."),
     // Of llama.cpp.
-    foreign("n_predict", falsy, "Use max_tokens."),
+    foreign("n_predict", |value| value == -1 || falsy(value), "Use max_tokens."),
+    foreign("repeat_last_n", |value| value == 64, "The penalty looks at the last 64 tokens."),
     foreign("grammar", falsy, USE_FORMAT),
     foreign("json_schema", falsy, USE_FORMAT),
     foreign("mirostat", falsy, "Use min_p or top_p."),
@@ -125,6 +129,13 @@ const GENERATION: &[Foreign] = &[
 ];
 
 const CHAT: &[Foreign] = &[
+    foreign("max_output_tokens", never, "Use max_completion_tokens."),
+    foreign("instructions", falsy, "Use a system message."),
+    foreign("input", never, "Use messages."),
+    foreign("prompt", never, "Use messages, or /v1/completions."),
+    foreign("suffix", falsy, "Text is completed, not filled in."),
+    foreign("reasoning", falsy, "Use chat_template_kwargs, as the model's template has it."),
+    foreign("text", falsy, "Use response_format."),
     foreign("audio", never, NO_AUDIO),
     foreign("modalities", text_only, NO_AUDIO),
     foreign("prediction", never, "There is no predicted output."),
@@ -141,12 +152,28 @@ const CHAT: &[Foreign] = &[
 const COMPLETIONS: &[Foreign] = &[
     foreign("chat_template_kwargs", falsy, NO_TEMPLATE),
     foreign("suffix", falsy, "Text is completed, not filled in."),
+    foreign("max_completion_tokens", never, "Use max_tokens."),
+    foreign("max_output_tokens", never, "Use max_tokens."),
+    foreign("top_logprobs", falsy, "Use logprobs, a number."),
+    foreign("input", never, "Use prompt."),
+    foreign("instructions", falsy, "Use /v1/chat/completions."),
     foreign("tools", falsy, "Use /v1/chat/completions."),
+    foreign("tool_choice", none, "Use /v1/chat/completions."),
+    foreign("parallel_tool_calls", always, ""),
+    foreign("functions", falsy, "Use /v1/chat/completions."),
+    foreign("function_call", none, "Use /v1/chat/completions."),
+    foreign("reasoning_effort", none, NO_TEMPLATE),
     foreign("messages", never, "Use /v1/chat/completions."),
 ];
 
-const EMBEDDINGS: &[Foreign] =
-    &[foreign("truncate_prompt_tokens", falsy, "Texts are never cut."), foreign("prompt_cache_key", always, "")];
+const EMBEDDINGS: &[Foreign] = &[
+    foreign("truncate_prompt_tokens", falsy, "Texts are never cut."),
+    foreign("prompt_cache_key", always, ""),
+    foreign("normalize", truthy, "Vectors have length 1."),
+    foreign("pooling", never, "Texts are pooled as the model says."),
+    foreign("prompt", never, "Use input."),
+    foreign("messages", never, "Use input."),
+];
 
 const RESPONSES: &[Foreign] = &[
     foreign("chat_template_kwargs", falsy, "Use /v1/chat/completions."),
@@ -165,6 +192,21 @@ const RESPONSES: &[Foreign] = &[
     foreign("moderation", falsy, "Nothing is moderated."),
     foreign("messages", never, "Use input."),
     foreign("max_tokens", never, "Use max_output_tokens."),
+    foreign("max_completion_tokens", never, "Use max_output_tokens."),
+    foreign("n", one, "There is one response."),
+    foreign("logprobs", falsy, "Use include and top_logprobs."),
+    foreign("frequency_penalty", falsy, NO_PENALTIES),
+    foreign("presence_penalty", falsy, NO_PENALTIES),
+    foreign("repetition_penalty", one, NO_PENALTIES),
+    foreign("repeat_penalty", one, NO_PENALTIES),
+    foreign("typical_p", one, NO_PENALTIES),
+    foreign("logit_bias", falsy, NO_PENALTIES),
+    foreign("ignore_eos", falsy, NO_PENALTIES),
+    foreign("functions", falsy, USE_TOOLS),
+    foreign("function_call", none, USE_TOOLS),
+    foreign("reasoning_effort", none, "Reasoning is not steered."),
+    foreign("suffix", falsy, "Text is completed, not filled in."),
+    foreign("echo", falsy, "Use /v1/completions."),
     foreign("response_format", never, "Use text.format."),
     foreign("stop", falsy, "The Responses API has no stop strings: use /v1/chat/completions."),
 ];
@@ -194,11 +236,11 @@ pub(crate) fn check(endpoint: Endpoint, rest: &Map<String, Value>) -> Result<Vec
             None => ignored.push(shortened(name)),
         }
     }
+    // A list that a stranger makes long is not worth telling.
+    ignored.truncate(32);
     if !ignored.is_empty() {
         tracing::debug!(fields = ?ignored, "unknown fields are ignored");
     }
-    // A list that a stranger makes long is not worth sending back.
-    ignored.truncate(32);
     Ok(ignored)
 }
 

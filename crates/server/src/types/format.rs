@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use utoipa::ToSchema;
 
-use crate::error::ApiError;
+use crate::{error::ApiError, state::shortened};
 
 /// `response_format`, and `text.format` of `/v1/responses`, which has the fields of `json_schema` beside the type.
 #[derive(Clone, Debug, Default, Deserialize, Serialize, ToSchema)]
@@ -25,7 +25,7 @@ pub(crate) struct ResponseFormat {
     /// For `json_schema` of `/v1/responses`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) name: Option<String>,
-    /// For `json_schema` of `/v1/responses`.
+    /// For `json_schema` of `/v1/responses`, and for `json_object` as llama.cpp's server has it.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<Object>)]
     pub(crate) schema: Option<Value>,
@@ -54,9 +54,31 @@ pub(crate) struct JsonSchema {
 pub(crate) fn format(value: Option<&ResponseFormat>, path: &str) -> Result<Option<Format>, ApiError> {
     let Some(value) = value else { return Ok(None) };
     let missing = |name: &str| ApiError::missing(format!("{path}.{name}"));
+    let own: &[&str] = match value.kind.as_str() {
+        // llama.cpp's server takes a schema here.
+        "json_object" => &["schema"],
+        "json_schema" => &["json_schema", "name", "schema", "strict"],
+        "regex" => &["regex"],
+        "lark" => &["grammar"],
+        _ => &[],
+    };
+    let given = [
+        ("json_schema", value.json_schema.is_some()),
+        ("schema", value.schema.is_some()),
+        ("regex", value.regex.is_some()),
+        ("grammar", value.grammar.is_some()),
+    ];
+    if let Some((name, _)) = given.into_iter().find(|(name, given)| *given && !own.contains(name)) {
+        let kind = shortened(&value.kind);
+        return Err(ApiError::value(format!("{path}.{name}"), format!("{path} of type '{kind}' has no {name}.")));
+    }
     match value.kind.as_str() {
         "text" => Ok(None),
-        "json_object" => Ok(Some(Format::JsonObject)),
+        "json_object" => match &value.schema {
+            None => Ok(Some(Format::JsonObject)),
+            Some(schema @ Value::Object(_)) => Ok(Some(Format::JsonSchema(schema.clone()))),
+            Some(_) => Err(ApiError::wrong_type(format!("{path}.schema"), "a JSON schema")),
+        },
         "json_schema" => {
             let (schema, at) = match &value.json_schema {
                 Some(named) => (named.schema.as_ref(), "json_schema.schema"),
@@ -98,6 +120,10 @@ mod tests {
                 json!({"type": "json_schema", "json_schema": {"schema": "x"}}),
                 Some("response_format.json_schema.schema"),
             ),
+            (json!({"type": "json_object", "schema": {"type": "object"}}), None),
+            (json!({"type": "json_object", "schema": 3}), Some("response_format.schema")),
+            (json!({"type": "json_object", "regex": "a"}), Some("response_format.regex")),
+            (json!({"type": "text", "json_schema": {"schema": {}}}), Some("response_format.json_schema")),
             (json!({"type": "regex"}), Some("response_format.regex")),
             (json!({"type": "lark"}), Some("response_format.grammar")),
             (json!({"type": "xml"}), Some("response_format.type")),

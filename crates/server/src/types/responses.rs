@@ -29,7 +29,7 @@ pub(crate) struct ResponseRequest {
     /// Goes before the input, as the system's message.
     pub(crate) instructions: Option<String>,
     /// Tokens of the response at most.
-    pub(crate) max_output_tokens: Option<u32>,
+    pub(crate) max_output_tokens: Option<i64>,
     /// 0 takes the likeliest token, 1 (the default) draws from the model's distribution; up to 2.
     pub(crate) temperature: Option<f32>,
     /// Draws from the likeliest tokens that together have this probability.
@@ -91,7 +91,7 @@ pub(crate) struct FlatTool {
     /// Its arguments, as a JSON schema.
     #[schema(value_type = Option<Object>)]
     pub(crate) parameters: Option<Value>,
-    /// Arguments follow the schema whether this is set or not.
+    /// Arguments follow the schema in any case, as far as it can be enforced; with this, one that cannot is an error.
     pub(crate) strict: Option<bool>,
 }
 
@@ -108,7 +108,7 @@ pub(crate) struct Respond {
 #[derive(Clone, Debug)]
 pub(crate) struct Echoed {
     pub(crate) instructions: Option<String>,
-    pub(crate) max_output_tokens: Option<u32>,
+    pub(crate) max_output_tokens: Option<i64>,
     pub(crate) temperature: f32,
     pub(crate) top_p: f32,
     pub(crate) top_logprobs: u32,
@@ -128,9 +128,6 @@ impl ResponseRequest {
         }
         if self.stream_options.is_some_and(|options| options.include_obfuscation == Some(true)) {
             return Err(ApiError::unsupported("stream_options.include_obfuscation", "Events are not padded."));
-        }
-        if self.max_output_tokens == Some(0) {
-            return Err(ApiError::value("max_output_tokens", "max_output_tokens is 0: it must be at least 1."));
         }
         let sampling = Sampling {
             temperature: self.temperature,
@@ -174,10 +171,32 @@ impl ResponseRequest {
                 tool_choice: self.tool_choice.unwrap_or_else(|| "auto".into()),
                 parallel_tool_calls: self.parallel_tool_calls.unwrap_or(true),
                 format: text.format.unwrap_or(ResponseFormat { kind: "text".to_owned(), ..Default::default() }),
-                metadata: self.metadata.unwrap_or_else(|| Value::Object(Map::new())),
+                metadata: metadata(self.metadata)?,
             },
         })
     }
+}
+
+/// Labels, within the bounds that OpenAI sets: every reply repeats them.
+fn metadata(labels: Option<Value>) -> Result<Value, ApiError> {
+    const MOST: usize = 16;
+    const LONGEST: (usize, usize) = (64, 512);
+    let labels = match labels.unwrap_or_default() {
+        Value::Null => Map::new(),
+        Value::Object(labels) => labels,
+        _ => return Err(ApiError::wrong_type("metadata", "an object of strings")),
+    };
+    let fits = |(key, value): (&String, &Value)| {
+        key.chars().count() <= LONGEST.0 && value.as_str().is_some_and(|value| value.chars().count() <= LONGEST.1)
+    };
+    if labels.len() > MOST || !labels.iter().all(fits) {
+        let message = format!(
+            "metadata may have {MOST} strings of up to {} characters, with keys of up to {}.",
+            LONGEST.1, LONGEST.0
+        );
+        return Err(ApiError::value("metadata", message));
+    }
+    Ok(Value::Object(labels))
 }
 
 fn logprobs(include: Option<&[String]>, top: Option<u32>) -> Result<Option<usize>, ApiError> {
@@ -230,7 +249,7 @@ pub(crate) struct ResponseReply {
     /// As asked.
     pub(crate) instructions: Option<String>,
     /// As asked.
-    pub(crate) max_output_tokens: Option<u32>,
+    pub(crate) max_output_tokens: Option<i64>,
     /// The model's name.
     pub(crate) model: String,
     /// Messages and calls.

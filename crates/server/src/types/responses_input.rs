@@ -43,7 +43,8 @@ fn push(messages: &mut Vec<Value>, item: Value, path: &str) -> Result<(), ApiErr
             messages.push(json!({"role": "tool", "content": output, "tool_call_id": text(&item, "call_id", path)?}));
         }
         "item_reference" => {
-            let why = "This server keeps nothing between requests: send the item itself.";
+            let why =
+                "This server keeps nothing between requests: send the item itself (clients do with \"store\": false).";
             return Err(ApiError::unsupported(format!("{path}.type"), why));
         }
         kind => {

@@ -11,6 +11,8 @@ use crate::{error::ApiError, ids::random_u64, options::Limits, state::shortened}
 const MOST_STOPS: usize = 16;
 /// Bytes of a stop string at most: text is held back while it could be the beginning of one.
 const LONGEST_STOP_BYTES: usize = 4096;
+/// Entries of `logit_bias` at most: each answer has its own, and each is looked at for every token.
+const MOST_BIASES: usize = 1024;
 /// Alternatives a token at most.
 pub(crate) const MOST_ALTERNATIVES: u32 = 20;
 
@@ -79,9 +81,17 @@ fn biases(bias: &HashMap<String, f32>) -> Result<Vec<(u32, f32)>, ApiError> {
         }
         Ok((id, if *value <= -100.0 { f32::NEG_INFINITY } else { *value }))
     };
+    if bias.len() > MOST_BIASES {
+        let message = format!("logit_bias has {} entries: at most {MOST_BIASES}.", bias.len());
+        return Err(ApiError::value("logit_bias", message));
+    }
     let mut biases = bias.iter().map(one).collect::<Result<Vec<_>, _>>()?;
     biases.sort_unstable_by_key(|(id, _)| *id);
-    Ok(biases)
+    // As 1 and 01.
+    match biases.windows(2).find(|pair| pair[0].0 == pair[1].0) {
+        Some(pair) => Err(ApiError::value("logit_bias", format!("logit_bias names the id {} twice.", pair[0].0))),
+        None => Ok(biases),
+    }
 }
 
 /// `stop`: nothing, a string, or up to 16.
@@ -125,13 +135,20 @@ pub(crate) fn choices(n: Option<u32>, limits: &Limits) -> Result<usize, ApiError
     Err(ApiError::value("n", format!("n is {n}: it may be from 1 to {}.", limits.choices)))
 }
 
-/// The tokens of an answer at most, from the field `name`.
-pub(crate) fn answer_tokens(asked: Option<u32>, name: &str, limits: &Limits) -> Result<Option<usize>, ApiError> {
-    match (asked.map(|asked| asked as usize), limits.answer_tokens) {
-        (Some(asked), Some(limit)) if asked > limit => {
+/// The tokens of an answer at most, from the field `name`. -1 is what some clients write for no limit of their own.
+pub(crate) fn answer_tokens(asked: Option<i64>, name: &str, limits: &Limits) -> Result<Option<usize>, ApiError> {
+    let asked = match asked {
+        None | Some(-1) => return Ok(limits.answer_tokens),
+        Some(asked) => usize::try_from(asked).unwrap_or(0),
+    };
+    if asked == 0 {
+        return Err(ApiError::value(name, format!("{name} must be at least 1.")));
+    }
+    match limits.answer_tokens {
+        Some(limit) if asked > limit => {
             Err(ApiError::value(name, format!("{name} is {asked}: this server allows {limit}.")))
         }
-        (asked, limit) => Ok(asked.or(limit)),
+        _ => Ok(Some(asked)),
     }
 }
 
@@ -175,6 +192,25 @@ mod tests {
     }
 
     #[test]
+    fn tokens_of_an_answer() {
+        let free = Limits::default();
+        let bound = Limits { answer_tokens: Some(100), ..Limits::default() };
+        for (asked, limits, want) in [
+            (None, &free, Some(None)),
+            (Some(-1), &free, Some(None)),
+            (Some(7), &free, Some(Some(7))),
+            (None, &bound, Some(Some(100))),
+            (Some(-1), &bound, Some(Some(100))),
+            (Some(100), &bound, Some(Some(100))),
+            (Some(101), &bound, None),
+            (Some(0), &free, None),
+            (Some(-2), &free, None),
+        ] {
+            assert_eq!(answer_tokens(asked, "max_tokens", limits).ok(), want, "{asked:?}");
+        }
+    }
+
+    #[test]
     fn biases_are_ids_and_numbers() {
         for (bias, want) in [
             (json!({"5": 1.5, "3": -100}), Ok(vec![(3, f32::NEG_INFINITY), (5, 1.5)])),
@@ -182,6 +218,8 @@ mod tests {
             (json!({"x": 1}), Err("logit_bias.x")),
             (json!({"-1": 1}), Err("logit_bias.-1")),
             (json!({"1": 101}), Err("logit_bias.1")),
+            (json!({"1": 1, "01": 1}), Err("logit_bias")),
+            (Value::Object((0..1025).map(|id| (id.to_string(), 1.into())).collect()), Err("logit_bias")),
         ] {
             let bias: HashMap<String, f32> = serde_json::from_value(bias).unwrap();
             let got = Sampling { logit_bias: Some(&bias), ..Sampling::default() }.options(&servers());

@@ -1,6 +1,6 @@
 //! Tools that the model may call.
 
-use engine::MAX_TOOLS;
+use engine::{MAX_NAME_BYTES, MAX_TOOLS};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use utoipa::ToSchema;
@@ -20,7 +20,7 @@ pub(crate) struct Tool {
 /// A function that the model may call.
 #[derive(Clone, Debug, Deserialize, Serialize, ToSchema)]
 pub(crate) struct Function {
-    /// Its name: 1 to 64 letters, digits, `_`, `-`.
+    /// Its name: 1 to 64 letters, digits, `_`, `-` and `.`.
     pub(crate) name: String,
     /// What it does, for the model.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -29,7 +29,7 @@ pub(crate) struct Function {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<Object>)]
     pub(crate) parameters: Option<Value>,
-    /// Arguments follow the schema whether this is set or not.
+    /// Arguments follow the schema in any case, as far as it can be enforced; with this, one that cannot is an error.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) strict: Option<bool>,
 }
@@ -121,8 +121,11 @@ pub(crate) fn functions(tools: Vec<Tool>) -> Result<Vec<Function>, ApiError> {
 pub(crate) fn check(function: &Function, path: &str) -> Result<(), ApiError> {
     let name = &function.name;
     let fine = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-' | b'.');
-    if !(1..=64).contains(&name.len()) || !name.bytes().all(fine) {
-        let message = format!("'{}' is no name of a function: 1 to 64 letters, digits, _ and -.", shortened(name));
+    if !(1..=MAX_NAME_BYTES).contains(&name.len()) || !name.bytes().all(fine) {
+        let message = format!(
+            "'{}' is no name of a function: 1 to {MAX_NAME_BYTES} letters, digits, _, - and .",
+            shortened(name)
+        );
         return Err(ApiError::value(format!("{path}.name"), message));
     }
     match &function.parameters {

@@ -66,7 +66,6 @@ pub(crate) struct Unicorn {
 pub(crate) struct Costs {
     pub(crate) usage: Usage,
     pub(crate) unicorn: Unicorn,
-    choices: usize,
 }
 
 impl Costs {
@@ -75,9 +74,9 @@ impl Costs {
         Costs { unicorn, ..Costs::default() }
     }
 
-    /// Adds a choice. The choices of one prompt share its tokens: those are counted with the first of each, and so are
+    /// Adds the choice of this number. The choices of one prompt share its tokens: those are counted with the first of each, and so are
     /// the cached ones (what the others find in the cache is what the first has just put there).
-    pub(crate) fn add(&mut self, metrics: &Metrics, finish: FinishReason, first_of_prompt: bool) {
+    pub(crate) fn add(&mut self, index: usize, metrics: &Metrics, finish: FinishReason, first_of_prompt: bool) {
         let usage = &mut self.usage;
         if first_of_prompt {
             usage.prompt_tokens += metrics.prompt_tokens;
@@ -85,19 +84,21 @@ impl Costs {
         }
         usage.completion_tokens += metrics.generated_tokens;
         usage.total_tokens = usage.prompt_tokens + usage.completion_tokens;
-        if self.choices == 0 {
+        if index == 0 {
             self.unicorn.queue_s = metrics.queue_s;
             self.unicorn.time_to_first_token_s = metrics.time_to_first_token_s;
             self.unicorn.prefill_tok_per_s = metrics.prefill_tok_per_s;
             self.unicorn.decode_tok_per_s = metrics.decode_tok_per_s;
         }
-        self.choices += 1;
-        self.unicorn.finish.push(match finish {
+        let reasons = &mut self.unicorn.finish;
+        // They end in any order.
+        reasons.resize(reasons.len().max(index + 1), "");
+        reasons[index] = match finish {
             FinishReason::Stop => "stop",
             FinishReason::Length => "length",
             FinishReason::Context => "context",
             FinishReason::Cancelled => "cancelled",
             FinishReason::Deadline => "deadline",
-        });
+        };
     }
 }
