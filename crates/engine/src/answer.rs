@@ -1,6 +1,6 @@
 //! An answer in the making: from logits to tokens to text.
 
-use std::sync::Arc;
+use std::{collections::VecDeque, sync::Arc};
 
 use text::{Detokenizer, Tokenizer};
 
@@ -20,17 +20,29 @@ pub(crate) struct Answer {
     max_tokens: usize,
     ignore_end: bool,
     chat: bool,
+    /// What was shown.
     text: String,
+    /// Bytes of text that the tokens spell, shown or not.
+    spelt: usize,
+    /// Tokens whose text is not all shown, each with the length that the text shown must reach.
+    held: VecDeque<(usize, TokenLogprob)>,
     pub(crate) ids: Vec<u32>,
     pub(crate) metrics: Metrics,
 }
 
 /// What one more token led to.
 pub(crate) struct Picked {
-    pub(crate) text: String,
-    pub(crate) logprob: Option<TokenLogprob>,
+    pub(crate) shown: Shown,
     /// Why the answer ends here.
     pub(crate) finish: Option<FinishReason>,
+}
+
+/// More of the answer, now certain.
+#[derive(Debug, Default)]
+pub(crate) struct Shown {
+    pub(crate) text: String,
+    /// The tokens that end within it, where asked for.
+    pub(crate) logprobs: Vec<TokenLogprob>,
 }
 
 impl Answer {
@@ -46,6 +58,8 @@ impl Answer {
             ignore_end: request.ignore_end,
             chat: request.chat,
             text: String::new(),
+            spelt: 0,
+            held: VecDeque::new(),
             ids: Vec::new(),
             metrics: Metrics { prompt_tokens: request.prompt.len(), ..Metrics::default() },
             tokenizer,
@@ -71,12 +85,18 @@ impl Answer {
         if !self.ignore_end && self.tokenizer.end_tokens().contains(&id) {
             // Nothing can follow what was held back. The tokens of a completion include its end, on which evaluation
             // harnesses count; those of a chat do not.
-            let logprob = logprob.filter(|_| !self.chat);
-            return Ok(Picked { text: self.flush(), logprob, finish: Some(FinishReason::Stop) });
+            let mut shown = self.flush();
+            shown.logprobs.extend(logprob.filter(|_| !self.chat));
+            return Ok(Picked { shown, finish: Some(FinishReason::Stop) });
         }
         let piece = self.detokenizer.push(id);
-        let passed = self.stops.push(&piece);
-        self.text += &passed.text;
+        self.spelt += piece.len();
+        if let Some(logprob) = logprob {
+            // A token that ends within a character is shown with that character.
+            let is_cut = !self.detokenizer.clone().finish().is_empty();
+            self.held.push_back((self.spelt + usize::from(is_cut), logprob));
+        }
+        let (mut shown, stopped) = self.pass(&piece);
         let constraint_ends = match &mut self.constraint {
             Some(constraint) => {
                 constraint.accept(id)?;
@@ -84,7 +104,7 @@ impl Answer {
             }
             None => false,
         };
-        let finish = if passed.stopped || constraint_ends {
+        let finish = if stopped || constraint_ends {
             Some(FinishReason::Stop)
         } else if self.ids.len() >= self.max_tokens {
             Some(FinishReason::Length)
@@ -93,20 +113,38 @@ impl Answer {
         } else {
             None
         };
-        // What is held back for a stop string that was met is no text.
-        let mut text = passed.text;
-        if finish.is_some() && !passed.stopped {
-            text += &self.flush();
+        if finish.is_some() && !stopped {
+            let rest = self.flush();
+            shown.text += &rest.text;
+            shown.logprobs.extend(rest.logprobs);
         }
-        Ok(Picked { text, logprob, finish })
+        Ok(Picked { shown, finish })
     }
 
     /// What was held back for a stop string or an unfinished character is text after all.
-    pub(crate) fn flush(&mut self) -> String {
-        let passed = self.stops.push(&self.detokenizer.finish());
-        let text = if passed.stopped { passed.text } else { passed.text + &self.stops.finish() };
-        self.text += &text;
-        text
+    pub(crate) fn flush(&mut self) -> Shown {
+        let rest = self.detokenizer.finish();
+        let (mut shown, stopped) = self.pass(&rest);
+        if !stopped {
+            let held = self.stops.finish();
+            self.text += &held;
+            shown.text += &held;
+            shown.logprobs.extend(self.held.drain(..).map(|(_, logprob)| logprob));
+        }
+        shown
+    }
+
+    /// Shows what of the text so far and of the next piece cannot belong to a stop string, and says whether one was
+    /// met: its tokens are none of the answer's, as it is none of the text.
+    fn pass(&mut self, piece: &str) -> (Shown, bool) {
+        let passed = self.stops.push(piece);
+        self.text += &passed.text;
+        let shown = self.held.iter().take_while(|(end, _)| *end <= self.text.len()).count();
+        let logprobs = self.held.drain(..shown).map(|(_, logprob)| logprob).collect();
+        if passed.stopped {
+            self.held.clear();
+        }
+        (Shown { text: passed.text, logprobs }, passed.stopped)
     }
 
     /// The answer as it is when it ends.

@@ -59,8 +59,10 @@ pub enum Event {
         /// Text that is now certain; empty while it could be the beginning of a stop string or is less than a
         /// character.
         text: String,
-        /// Its probability, where asked for.
-        logprob: Option<TokenLogprob>,
+        /// Where asked for, the probabilities of the tokens whose text is now certain: none while this token is held
+        /// back, several once it is not. Those of a stop string never come. Joined, they are the tokens of the answer
+        /// in order; a completion's end token is the last of them, a chat's is none.
+        logprobs: Vec<TokenLogprob>,
     },
     /// The answer is whole.
     Done(Generation),

@@ -157,10 +157,15 @@ impl Scheduler {
     }
 
     /// Queues a text to be embedded.
-    pub(crate) fn submit_embedding(&mut self, ids: Vec<u32>, pooling: Pooling) -> SequenceId {
+    pub(crate) fn submit_embedding(
+        &mut self,
+        ids: Vec<u32>,
+        pooling: Pooling,
+        deadline: Option<Instant>,
+    ) -> SequenceId {
         let id = SequenceId(self.next_id);
         self.next_id += 1;
-        self.waiting.push_back(Sequence::embedding(id, ids, pooling, Instant::now()));
+        self.waiting.push_back(Sequence::embedding(id, ids, pooling, deadline, Instant::now()));
         id
     }
 

@@ -2,6 +2,7 @@
 //! prompt is cut, and whether its beginning was in the cache.
 
 use std::{
+    ops::ControlFlow,
     path::Path,
     sync::{
         atomic::{AtomicUsize, Ordering},
@@ -12,7 +13,7 @@ use std::{
 
 use engine::{
     Engine, Event, FinishReason, Generation, KvMemory, LoadOptions, ModelFile, Pooling, Request, SamplerOptions,
-    Service, ServiceOptions, SubmitError, Ticket,
+    Service, ServiceOptions, Sink, SubmitError, Ticket,
 };
 
 fn options(slots: usize, chunk: usize, kv_memory: KvMemory) -> LoadOptions {
@@ -49,8 +50,14 @@ fn request(index: u64) -> Request {
 
 fn submit(service: &Service, request: Request) -> (mpsc::Receiver<Event>, Ticket) {
     let (sender, receiver) = mpsc::channel();
-    let sink = Box::new(move |_, event| drop(sender.send(event)));
-    (receiver, service.submit(request, 1, sink).unwrap())
+    (receiver, service.submit(request, 1, sink_to(sender)).unwrap())
+}
+
+fn sink_to(sender: mpsc::Sender<Event>) -> Sink {
+    Box::new(move |_, event| match sender.send(event) {
+        Ok(()) => ControlFlow::Continue(()),
+        Err(_) => ControlFlow::Break(()),
+    })
 }
 
 fn answer(events: &mpsc::Receiver<Event>) -> Generation {
@@ -108,7 +115,7 @@ fn what_cannot_be_queued_is_refused() {
     let options = options(1, 64, KvMemory::Contexts);
     let service =
         Service::start(load("llama", &options), ServiceOptions { queue: 2, ..ServiceOptions::default() }).unwrap();
-    let sink = || Box::new(|_, _| ());
+    let sink = || -> Sink { Box::new(|_, _| ControlFlow::Continue(())) };
     let refused = |request, choices| service.submit(request, choices, sink()).err().expect("is refused").to_string();
     assert!(refused(Request::default(), 1).contains("empty"));
     let context = service.context();
@@ -116,7 +123,7 @@ fn what_cannot_be_queued_is_refused() {
     assert!(refused(Request { prompt: vec![9_999_999], ..Request::default() }, 1).contains("9999999"));
     assert!(refused(Request { stop: vec![String::new()], ..request(0) }, 1).contains("stop"));
     assert!(refused(request(0), 4).contains("4 answers to one prompt, and 3 fit"));
-    assert!(matches!(service.embed(vec![], Pooling::Mean, sink()), Err(SubmitError::Refused(_))));
+    assert!(matches!(service.embed(vec![], Pooling::Mean, None, sink()), Err(SubmitError::Refused(_))));
     service.stop(Duration::ZERO);
     assert!(matches!(service.submit(request(0), 1, sink()), Err(SubmitError::Stopped)));
 }

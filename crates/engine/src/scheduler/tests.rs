@@ -389,9 +389,9 @@ fn an_end_token_flushes_what_was_held_and_is_a_token_of_a_completion() {
                 scheduler.step(&mut outputs);
                 for (_, event) in outputs.drain(..) {
                     match event {
-                        Event::Token { text: piece, logprob } => {
+                        Event::Token { text: piece, logprobs } => {
                             text += &piece;
-                            scores += usize::from(logprob.is_some());
+                            scores += logprobs.len();
                         }
                         Event::Done(generation) if generation.finish == FinishReason::Stop => {
                             ended += 1;
@@ -424,7 +424,7 @@ fn embeddings_do_not_depend_on_how_they_are_cut() {
     let embed = |setting: Setting, pooling| {
         let mut scheduler = scheduler(setting);
         scheduler.submit(&request(prompt(5, 2), 30, 0), 1, &tokenizer());
-        scheduler.submit_embedding(prompt(61, 3), pooling);
+        scheduler.submit_embedding(prompt(61, 3), pooling, None);
         let mut outputs = Vec::new();
         let mut vector = Vec::new();
         while !scheduler.is_idle() {
