@@ -154,3 +154,113 @@ impl Answer {
         Generation { text, ids, finish, metrics: self.metrics }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use text::{TokenType, Vocab};
+
+    use super::*;
+
+    const END: u32 = 0;
+    const CONTROL: u32 = 1;
+    /// The two bytes of `é`.
+    const BYTES: [u32; 2] = [2, 3];
+    const FIRST_WORD: u32 = 4;
+    const WORDS: [&str; 6] = ["a", "b", "ST", "OP", "aS", "c"];
+
+    fn tokenizer() -> Arc<Tokenizer> {
+        let tokens: Vec<&str> = ["</s>", "<ctl>", "<0xC3>", "<0xA9>"].into_iter().chain(WORDS).collect();
+        let mut vocab = Vocab::spm(tokens.clone(), vec![0.0; tokens.len()]);
+        vocab.types = vec![TokenType::Control, TokenType::Control, TokenType::Byte, TokenType::Byte];
+        vocab.types.resize(tokens.len(), TokenType::Normal);
+        vocab.eos = Some(END);
+        Arc::new(Tokenizer::from_vocab(vocab).unwrap())
+    }
+
+    fn word(word: &str) -> u32 {
+        FIRST_WORD + WORDS.iter().position(|known| *known == word).unwrap() as u32
+    }
+
+    /// What is shown of the answer of these ids, event by event.
+    fn shown(request: &Request, ids: &[u32]) -> Vec<(String, Vec<u32>)> {
+        let tokenizer = tokenizer();
+        let mut answer = Answer::new(tokenizer.clone(), request);
+        let mut events = Vec::new();
+        let mut event = |shown: Shown| {
+            events.push((shown.text, shown.logprobs.iter().map(|logprob| logprob.id).collect()));
+        };
+        for (position, id) in ids.iter().enumerate() {
+            let mut logits = vec![0.0; tokenizer.vocab_size()];
+            logits[*id as usize] = 9.0;
+            let picked = answer.pick(&mut logits, position, true).unwrap();
+            event(picked.shown);
+            if picked.finish.is_some() {
+                assert_eq!(position + 1, ids.len(), "it ended early");
+                return events;
+            }
+        }
+        event(answer.flush());
+        events
+    }
+
+    #[test]
+    fn probabilities_come_with_the_text_of_their_tokens() {
+        let [a, b, st, op, a_s] = ["a", "b", "ST", "OP", "aS"].map(word);
+        let [upper, lower] = BYTES;
+        type Case<'a> = (&'a [&'a str], &'a [u32], &'a [(&'a str, &'a [u32])]);
+        let cases: [Case<'_>; 12] = [
+            // Nothing to wait for.
+            (&[], &[a, st], &[("a", &[a]), ("ST", &[st]), ("", &[])]),
+            // Met at a border between tokens: its tokens are none of the answer's.
+            (&["STOP"], &[a, st, op], &[("a", &[a]), ("", &[]), ("", &[])]),
+            // Met at once.
+            (&["ST"], &[a, st], &[("a", &[a]), ("", &[])]),
+            // A false start.
+            (&["STOP"], &[st, b], &[("", &[]), ("STb", &[st, b]), ("", &[])]),
+            (&["STOP"], &[st, st, op], &[("", &[]), ("ST", &[st]), ("", &[])]),
+            // Half of a token may belong to one: it comes once all of it is text, and not where half is not.
+            (&["SUM"], &[a_s, b], &[("a", &[]), ("Sb", &[a_s, b]), ("", &[])]),
+            (&["SS"], &[a_s, st], &[("a", &[]), ("", &[])]),
+            // Broken off while held.
+            (&["STOP"], &[a, st], &[("a", &[a]), ("", &[]), ("ST", &[st])]),
+            // The first bytes of a character wait for the last.
+            (&[], &[upper, lower, a], &[("", &[]), ("\u{e9}", &[upper, lower]), ("a", &[a]), ("", &[])]),
+            (&["\u{e9}"], &[a, upper, lower], &[("a", &[a]), ("", &[]), ("", &[])]),
+            // What never becomes one is text.
+            (&[], &[upper], &[("", &[]), ("\u{fffd}", &[upper])]),
+            // What prints nothing comes at once, or in its turn.
+            (
+                &["STOP"],
+                &[CONTROL, st, CONTROL, a],
+                &[("", &[CONTROL]), ("", &[]), ("", &[]), ("STa", &[st, CONTROL, a]), ("", &[])],
+            ),
+        ];
+        for (stop, ids, want) in cases {
+            let stop: Vec<String> = stop.iter().map(|stop| (*stop).to_owned()).collect();
+            let want: Vec<_> = want.iter().map(|(text, ids)| ((*text).to_owned(), ids.to_vec())).collect();
+            let request = Request { stop, logprobs: Some(0), ..Request::default() };
+            assert_eq!(shown(&request, ids), want, "{:?} {ids:?}", request.stop);
+            let without: Vec<_> = want.into_iter().map(|(text, _)| (text, Vec::new())).collect();
+            assert_eq!(shown(&Request { logprobs: None, ..request }, ids), without, "none were asked for");
+        }
+    }
+
+    #[test]
+    fn the_end_is_a_token_of_a_completion_and_the_last() {
+        let [a, st] = ["a", "ST"].map(word);
+        for (chat, ids, want) in [
+            (false, vec![a, st, END], vec![st, END]),
+            (true, vec![a, st, END], vec![st]),
+            (false, vec![END], vec![END]),
+            (true, vec![END], vec![]),
+        ] {
+            let stop = vec!["STOP".to_owned()];
+            let request = Request { chat, stop, logprobs: Some(0), ..Request::default() };
+            assert_eq!(shown(&request, &ids).last().unwrap().1, want, "chat {chat}, {ids:?}");
+        }
+        // As many tokens as asked for end an answer that holds some back.
+        let request =
+            Request { max_tokens: Some(2), stop: vec!["STOP".to_owned()], logprobs: Some(0), ..Request::default() };
+        assert_eq!(shown(&request, &[a, st]), [("a".to_owned(), vec![a]), ("ST".to_owned(), vec![st])]);
+    }
+}

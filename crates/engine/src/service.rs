@@ -383,3 +383,6 @@ impl Worker {
         unheard
     }
 }
+
+#[cfg(test)]
+mod tests;
