@@ -78,7 +78,8 @@ impl Answer {
         if let Some(constraint) = &mut self.constraint {
             constraint.mask(logits)?;
         }
-        let id = self.sampler.pick(logits).ok_or(EngineError::NotANumber { position })?;
+        let bans_any = self.sampler.bans_any(logits);
+        let id = self.sampler.pick(logits).ok_or_else(|| nothing_left(logits, bans_any, position))?;
         self.ids.push(id);
         let bytes = |id: u32| self.tokenizer.token_bytes(id).unwrap_or_default();
         let logprob = own.map(|own| token_logprob(&own, id, self.logprobs.unwrap_or(0), &bytes));
@@ -153,6 +154,15 @@ impl Answer {
         let (text, ids) = (std::mem::take(&mut self.text), std::mem::take(&mut self.ids));
         Generation { text, ids, finish, metrics: self.metrics }
     }
+}
+
+/// Why no token can be picked from `logits`, of which a bias banned some that were allowed, or did not.
+fn nothing_left(logits: &[f32], bans_any: bool, position: usize) -> EngineError {
+    if !bans_any || logits.iter().any(|logit| logit.is_nan()) {
+        return EngineError::NotANumber { position };
+    }
+    let value = format!("minus infinity for every token that may come next (at token {position})");
+    EngineError::Setting { name: "logit_bias", value, expected: "one at least must be left" }
 }
 
 #[cfg(test)]
@@ -242,6 +252,48 @@ mod tests {
             assert_eq!(shown(&request, ids), want, "{:?} {ids:?}", request.stop);
             let without: Vec<_> = want.into_iter().map(|(text, _)| (text, Vec::new())).collect();
             assert_eq!(shown(&Request { logprobs: None, ..request }, ids), without, "none were asked for");
+        }
+    }
+
+    #[test]
+    fn a_bias_that_leaves_nothing_is_named_and_damage_is_not_laid_to_it() {
+        let tokenizer = tokenizer();
+        let vocab = tokenizer.vocab_size();
+        let banned = |ids: &[u32]| ids.iter().map(|id| (*id, f32::NEG_INFINITY)).collect::<Vec<_>>();
+        let all = banned(&(0..vocab as u32).collect::<Vec<_>>());
+        let [a, b] = ["a", "b"].map(word);
+        let grammar = |regex: &str| {
+            let vocabulary = crate::Vocabulary::new(tokenizer.clone());
+            crate::Grammar::compile(&vocabulary, &crate::Format::Regex(regex.to_owned())).unwrap()
+        };
+        let fine = vec![0.0; vocab];
+        let mut partly = fine.clone();
+        partly[b as usize] = f32::NAN;
+        type Case = (Vec<(u32, f32)>, Option<crate::Grammar>, Vec<f32>, &'static str);
+        let cases: [Case; 8] = [
+            (all.clone(), None, fine.clone(), "logit_bias"),
+            (all[..vocab - 1].to_vec(), None, fine.clone(), ""),
+            (banned(&[a, b]), Some(grammar("a|b")), fine.clone(), "logit_bias"),
+            (banned(&[a]), Some(grammar("a|b")), fine.clone(), ""),
+            (vec![(a, -100.0)], Some(grammar("a")), fine, ""),
+            (all.clone(), None, vec![f32::NAN; vocab], "not numbers"),
+            (all.clone(), None, partly, "not numbers"),
+            (all, None, vec![f32::NEG_INFINITY; vocab], "not numbers"),
+        ];
+        for (index, (logit_bias, grammar, logits, want)) in cases.into_iter().enumerate() {
+            for temperature in [0.0, 1.0] {
+                let sampler =
+                    crate::SamplerOptions { logit_bias: logit_bias.clone(), temperature, ..Default::default() };
+                let request = Request { sampler, grammar: grammar.clone(), ..Request::default() };
+                let picked = Answer::new(tokenizer.clone(), &request).pick(&mut logits.clone(), 7, true);
+                match picked {
+                    Ok(_) => assert_eq!(want, "", "case {index}"),
+                    Err(error) => {
+                        assert!(!want.is_empty() && error.to_string().contains(want), "case {index}: {error}");
+                        assert_eq!(error.is_misuse(), want == "logit_bias", "case {index}");
+                    }
+                }
+            }
         }
     }
 
