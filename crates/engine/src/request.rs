@@ -52,7 +52,8 @@ pub enum Event {
         /// Tokens that were in the cache.
         cached: usize,
     },
-    /// The tokens of the prompt after the first, where their probabilities were asked for.
+    /// The tokens of the prompt after the first, where their probabilities were asked for. Of several answers to one
+    /// prompt the first alone hears them, before its own first token: who receives the others shares what it heard.
     Prompt(Vec<TokenLogprob>),
     /// A token was picked.
     Token {

@@ -360,6 +360,25 @@ fn scores_of_a_prompt_come_whole_and_once() {
 }
 
 #[test]
+fn scores_of_a_prompt_are_told_to_the_first_of_its_choices() {
+    let mut scheduler = scheduler(ROOMY);
+    let scored = Request { prompt_logprobs: Some(0), ..request(prompt(20, 1), 2, 0) };
+    let ids = scheduler.submit(&scored, 3, &tokenizer());
+    let (mut outputs, mut heard) = (Vec::new(), Vec::new());
+    while !scheduler.is_idle() {
+        scheduler.step(&mut outputs);
+        for (id, event) in outputs.drain(..) {
+            match event {
+                Event::Prompt(scores) => heard.push((id, scores.len())),
+                Event::Token { .. } => assert_eq!(heard, [(ids[0], 19)], "before any token"),
+                _ => (),
+            }
+        }
+    }
+    assert_eq!(heard, [(ids[0], 19)]);
+}
+
+#[test]
 fn a_failing_device_ends_its_step_and_nothing_else() {
     let mut scheduler = scheduler(Setting { fails_at: Some(8), ..ROOMY });
     let before = scheduler.submit(&request(prompt(40, 1), 60, 0), 1, &tokenizer())[0];
