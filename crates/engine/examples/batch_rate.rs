@@ -5,6 +5,7 @@
 
 use std::{
     error::Error,
+    ops::ControlFlow,
     sync::mpsc,
     time::{Duration, Instant},
 };
@@ -36,6 +37,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             // The receiver outlives every request.
             let _ =
                 sender.send((Instant::now(), matches!(event, Event::Token { .. }), matches!(event, Event::Done(_))));
+            ControlFlow::Continue(())
         });
         tickets.push(service.submit(request, 1, sink)?);
     }

@@ -131,7 +131,10 @@ pub enum EngineError {
     /// The answer cannot be held to what was asked of it.
     #[error(transparent)]
     Constraint(#[from] crate::ConstraintError),
-    /// It was ended from outside, or its time was up.
+    /// Its time was up before there was anything to show for it.
+    #[error("the deadline passed before it was done")]
+    Deadline,
+    /// It was ended from outside.
     #[error("ended before it was done")]
     Ended,
     /// A tokenizer or chat template that the model was loaded without; the text is that of the error met then.

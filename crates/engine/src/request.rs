@@ -52,15 +52,18 @@ pub enum Event {
         /// Tokens that were in the cache.
         cached: usize,
     },
-    /// The tokens of the prompt after the first, where their probabilities were asked for.
+    /// The tokens of the prompt after the first, where their probabilities were asked for. Of several answers to one
+    /// prompt the first alone hears them, before its own first token: who receives the others shares what it heard.
     Prompt(Vec<TokenLogprob>),
     /// A token was picked.
     Token {
         /// Text that is now certain; empty while it could be the beginning of a stop string or is less than a
         /// character.
         text: String,
-        /// Its probability, where asked for.
-        logprob: Option<TokenLogprob>,
+        /// Where asked for, the probabilities of the tokens whose text is now certain: none while this token is held
+        /// back, several once it is not. Those of a stop string never come. Joined, they are the tokens of the answer
+        /// in order; a completion's end token is the last of them, a chat's is none.
+        logprobs: Vec<TokenLogprob>,
     },
     /// The answer is whole.
     Done(Generation),

@@ -10,7 +10,7 @@ mod cut;
 #[cfg(test)]
 mod reference;
 
-use std::collections::{HashMap, VecDeque, hash_map::Entry};
+use std::collections::{HashMap, HashSet, VecDeque, hash_map::Entry};
 
 use rand_pcg::{
     Pcg64,
@@ -28,7 +28,8 @@ pub struct SamplerOptions {
     pub temperature: f32,
     /// Keeps the k likeliest; 0 keeps all.
     pub top_k: usize,
-    /// Keeps the likeliest whose probabilities sum to p (Holtzman et al. 2019, arXiv:1904.09751); 1 keeps all.
+    /// Keeps the likeliest whose probabilities sum to p (Holtzman et al. 2019, arXiv:1904.09751); 1 keeps all, 0 the
+    /// single likeliest.
     pub top_p: f32,
     /// Keeps those at least p times as likely as the likeliest (Nguyen et al. 2024, arXiv:2407.01082); 0 keeps all.
     pub min_p: f32,
@@ -43,7 +44,7 @@ pub struct SamplerOptions {
     pub frequency_penalty: f32,
     /// Subtracted once where a token was generated.
     pub presence_penalty: f32,
-    /// Added to single logits; minus infinity bans a token.
+    /// Added to single logits; minus infinity bans a token. A token has one bias at most.
     pub logit_bias: Vec<(u32, f32)>,
     /// Seed of the draws.
     pub seed: u64,
@@ -78,7 +79,7 @@ impl SamplerOptions {
         };
         let unit = |x: f32| (0.0..=1.0).contains(&x);
         range("temperature", self.temperature, (0.0..=100.0).contains(&self.temperature), "from 0 to 100")?;
-        range("top_p", self.top_p, unit(self.top_p) && self.top_p > 0.0, "above 0, at most 1")?;
+        range("top_p", self.top_p, unit(self.top_p), "from 0 to 1")?;
         range("min_p", self.min_p, unit(self.min_p), "from 0 to 1")?;
         range("typical_p", self.typical_p, unit(self.typical_p) && self.typical_p > 0.0, "above 0, at most 1")?;
         let repetition = self.repetition_penalty;
@@ -88,9 +89,14 @@ impl SamplerOptions {
         {
             range(name, penalty, (-100.0..=100.0).contains(&penalty), "from -100 to 100")?;
         }
+        let mut biased = HashSet::with_capacity(self.logit_bias.len());
         for (id, bias) in &self.logit_bias {
             if *id as usize >= vocab {
                 return Err(EngineError::IdOutOfRange { id: *id, vocab });
+            }
+            if !biased.insert(*id) {
+                let (value, expected) = (format!("given twice for token {id}"), "a token has one bias at most");
+                return Err(EngineError::Setting { name: "logit_bias", value, expected });
             }
             range("logit_bias", *bias, !bias.is_nan() && *bias < f32::INFINITY, "a number, or minus infinity")?;
         }
@@ -151,6 +157,12 @@ impl Sampler {
         self.see(id);
         self.generated.add(id);
         Some(id)
+    }
+
+    /// Whether the logit bias bans a token that these logits allow.
+    pub(crate) fn bans_any(&self, logits: &[f32]) -> bool {
+        let is_finite = |id: u32| logits.get(id as usize).is_some_and(|logit| logit.is_finite());
+        self.options.logit_bias.iter().any(|(id, bias)| *bias == f32::NEG_INFINITY && is_finite(*id))
     }
 
     /// Counts a token for the repetition penalty.
@@ -214,7 +226,10 @@ impl Sampler {
             kept = Candidates::new(&self.logits, kept.into_scratch());
             ids = Some(self.ids.as_slice());
         }
-        if options.top_p < 1.0 {
+        if options.top_p == 0.0 {
+            // By the order alone: of equals the first, where a mass of nearly 0 is a matter of rounding.
+            kept.keep_top(1);
+        } else if options.top_p < 1.0 {
             kept.keep_mass(options.top_p);
         }
         if options.min_p > 0.0 {
@@ -293,6 +308,7 @@ mod tests {
         assert_eq!(kept(SamplerOptions { top_k: 2, ..warm() }), [true, true, false, false]);
         assert_eq!(kept(SamplerOptions { top_p: 0.79, ..warm() }), [true, true, false, false]);
         assert_eq!(kept(SamplerOptions { top_p: 0.81, ..warm() }), [true, true, true, false]);
+        assert_eq!(kept(SamplerOptions { top_p: 0.0, ..warm() }), [true, false, false, false]);
         assert_eq!(kept(SamplerOptions { min_p: 0.25, ..warm() }), [true, true, true, false]);
         // Entropy 1.14: informations 0.69, 1.20, 1.90, 3.0; the second is the most typical, then the first.
         assert_eq!(kept(SamplerOptions { typical_p: 0.25, ..warm() }), [false, true, false, false]);
@@ -329,9 +345,15 @@ mod tests {
     fn nonsense_is_refused_or_reported() {
         assert_eq!(Sampler::new(SamplerOptions::default(), &[]).pick(&mut [f32::NAN; 3]), None);
         assert_eq!(Sampler::new(warm(), &[]).pick(&mut [f32::NEG_INFINITY; 3]), None);
+        assert!(SamplerOptions { top_p: 0.0, logit_bias: vec![(1, 0.5), (2, 0.5)], ..warm() }.check(10).is_ok());
         let check = |options: SamplerOptions| options.check(10).unwrap_err().to_string();
         assert!(check(SamplerOptions { temperature: -1.0, ..warm() }).contains("temperature"));
-        assert!(check(SamplerOptions { top_p: 0.0, ..warm() }).contains("top_p"));
+        for top_p in [-0.1, 1.1, f32::NAN] {
+            assert!(check(SamplerOptions { top_p, ..warm() }).contains("top_p"));
+        }
+        assert!(check(SamplerOptions { typical_p: 0.0, ..warm() }).contains("typical_p"));
+        let twice = check(SamplerOptions { logit_bias: vec![(3, 0.0), (4, 0.0), (3, 1.0)], ..warm() });
+        assert!(twice.contains("logit_bias") && twice.contains("token 3"), "{twice}");
         assert!(check(SamplerOptions { logit_bias: vec![(10, 0.0)], ..warm() }).contains("10"));
         assert!(check(SamplerOptions { repetition_penalty: f32::NAN, ..warm() }).contains("repetition_penalty"));
     }

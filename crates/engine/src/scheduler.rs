@@ -157,10 +157,15 @@ impl Scheduler {
     }
 
     /// Queues a text to be embedded.
-    pub(crate) fn submit_embedding(&mut self, ids: Vec<u32>, pooling: Pooling) -> SequenceId {
+    pub(crate) fn submit_embedding(
+        &mut self,
+        ids: Vec<u32>,
+        pooling: Pooling,
+        deadline: Option<Instant>,
+    ) -> SequenceId {
         let id = SequenceId(self.next_id);
         self.next_id += 1;
-        self.waiting.push_back(Sequence::embedding(id, ids, pooling, Instant::now()));
+        self.waiting.push_back(Sequence::embedding(id, ids, pooling, deadline, Instant::now()));
         id
     }
 
@@ -205,7 +210,10 @@ impl Scheduler {
     /// Starts what can start, and runs one step where there is anything to run.
     pub(crate) fn step(&mut self, outputs: &mut Outputs) {
         let now = Instant::now();
-        self.end_where(&mut |sequence| sequence.is_late(now), FinishReason::Deadline, outputs);
+        // Ending some takes the queue apart, which few steps have a reason to.
+        if self.running.iter().chain(&self.waiting).any(|sequence| sequence.is_late(now)) {
+            self.end_where(&mut |sequence| sequence.is_late(now), FinishReason::Deadline, outputs);
+        }
         self.admit(outputs);
         let pieces = self.compose(outputs);
         if pieces.is_empty() {

@@ -2,7 +2,7 @@
 
 use std::{
     collections::HashMap,
-    ops::Deref,
+    ops::{ControlFlow, Deref},
     sync::{
         Arc, Mutex, MutexGuard,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
@@ -61,7 +61,14 @@ pub enum SubmitError {
 
 /// Hears what happens to the sequences of a request: the index of the choice, and the event. It is called on the
 /// engine's thread, between steps: it must not block.
-pub type Sink = Box<dyn FnMut(usize, Event) + Send>;
+///
+/// With [`ControlFlow::Break`] it says that nobody listens any more: what is left of the request is cancelled before the
+/// next step, and the sink is dropped without another word. A sink that is dropped before each choice had its last event
+/// and that never broke off belonged to a service that is gone.
+pub type Sink = Box<dyn FnMut(usize, Event) -> ControlFlow<()> + Send>;
+
+/// Time that a stopping service with nothing left to run waits for a further prompt of what it ran.
+const LINGER: Duration = Duration::from_millis(50);
 
 /// Many callers' way to one engine. Cheap to clone; reads as the [`Model`].
 #[derive(Clone)]
@@ -76,14 +83,17 @@ struct Shared {
     /// Sequences submitted that have not started.
     queued: AtomicUsize,
     next_ticket: AtomicU64,
+    /// Nothing new is taken.
     stopped: AtomicBool,
+    /// The thread runs no more.
+    gone: AtomicBool,
     stats: Mutex<Stats>,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
 enum Command {
     Generate { ticket: u64, request: Box<Request>, choices: usize, sink: Sink },
-    Embed { ticket: u64, ids: Vec<u32>, pooling: Pooling, sink: Sink },
+    Embed { ticket: u64, ids: Vec<u32>, pooling: Pooling, deadline: Option<Instant>, sink: Sink },
     Cancel(u64),
     Stop(Instant),
 }
@@ -125,6 +135,7 @@ impl Service {
             queued: AtomicUsize::new(0),
             next_ticket: AtomicU64::new(0),
             stopped: AtomicBool::new(false),
+            gone: AtomicBool::new(false),
             stats: Mutex::new(engine.scheduler.stats()),
             thread: Mutex::new(None),
         });
@@ -141,19 +152,46 @@ impl Service {
     pub fn submit(&self, request: Request, choices: usize, sink: Sink) -> Result<Ticket, SubmitError> {
         self.check(&request)?;
         self.tokenizer()?;
-        self.queue(choices, |ticket| Command::Generate { ticket, request: Box::new(request), choices, sink })
+        self.count_in(choices)?;
+        self.send(choices, |ticket| Command::Generate { ticket, request: Box::new(request), choices, sink })
     }
 
-    /// Queues a text to be embedded; the sink hears [`Event::Embedding`], `[hidden]` of length 1.
+    /// Queues a further prompt of a request that is under way. Neither a full queue nor a stop in progress refuses it:
+    /// what was taken is finished, within the grace of [`Service::stop`]. As nothing else bounds them, callers bound how
+    /// many they add; and they add the next one as soon as they hear of an end, as a stopping service that has nothing
+    /// to run does not wait long.
+    ///
+    /// # Errors
+    /// Where the request cannot be run, or the engine's thread has ended.
+    pub fn submit_more(&self, request: Request, choices: usize, sink: Sink) -> Result<Ticket, SubmitError> {
+        self.check(&request)?;
+        self.tokenizer()?;
+        if !self.is_alive() {
+            return Err(SubmitError::Stopped);
+        }
+        self.shared.queued.fetch_add(choices, Ordering::SeqCst);
+        self.send(choices, |ticket| Command::Generate { ticket, request: Box::new(request), choices, sink })
+    }
+
+    /// Queues a text to be embedded; the sink hears [`Event::Embedding`], `[hidden]` of length 1, or [`Event::Failed`]
+    /// with [`EngineError::Deadline`] where the deadline passed before.
     ///
     /// # Errors
     /// As [`Service::submit`].
-    pub fn embed(&self, ids: Vec<u32>, pooling: Pooling, sink: Sink) -> Result<Ticket, SubmitError> {
+    pub fn embed(
+        &self,
+        ids: Vec<u32>,
+        pooling: Pooling,
+        deadline: Option<Instant>,
+        sink: Sink,
+    ) -> Result<Ticket, SubmitError> {
         self.check_ids(&ids)?;
-        self.queue(1, |ticket| Command::Embed { ticket, ids, pooling, sink })
+        self.count_in(1)?;
+        self.send(1, |ticket| Command::Embed { ticket, ids, pooling, deadline, sink })
     }
 
-    fn queue(&self, sequences: usize, command: impl FnOnce(u64) -> Command) -> Result<Ticket, SubmitError> {
+    /// Counts sequences among those that wait, where they may.
+    fn count_in(&self, sequences: usize) -> Result<(), SubmitError> {
         let shared = &self.shared;
         if shared.stopped.load(Ordering::SeqCst) {
             return Err(SubmitError::Stopped);
@@ -170,9 +208,23 @@ impl Service {
             shared.queued.fetch_sub(sequences, Ordering::SeqCst);
             return Err(SubmitError::QueueFull { waiting, limit });
         }
+        Ok(())
+    }
+
+    /// Hands sequences that were counted to the thread.
+    fn send(&self, sequences: usize, command: impl FnOnce(u64) -> Command) -> Result<Ticket, SubmitError> {
+        let shared = &self.shared;
         let id = shared.next_ticket.fetch_add(1, Ordering::Relaxed);
-        shared.commands.send(command(id)).map_err(|_| SubmitError::Stopped)?;
+        if shared.commands.send(command(id)).is_err() {
+            shared.queued.fetch_sub(sequences, Ordering::SeqCst);
+            return Err(SubmitError::Stopped);
+        }
         Ok(Ticket { id, commands: shared.commands.clone() })
+    }
+
+    /// Whether the engine's thread runs. It ends by [`Service::stop`], or by a panic, and nothing starts it again.
+    pub fn is_alive(&self) -> bool {
+        !self.shared.gone.load(Ordering::SeqCst)
     }
 
     /// The books as they stood after the last step.
@@ -203,9 +255,20 @@ struct Worker {
     sequences: HashMap<SequenceId, Of>,
 }
 
+/// Says that the thread is gone, however it ends.
+struct Gone(Arc<Shared>);
+
+impl Drop for Gone {
+    fn drop(&mut self) {
+        self.0.stopped.store(true, Ordering::SeqCst);
+        self.0.gone.store(true, Ordering::SeqCst);
+    }
+}
+
 /// A request that was taken.
 struct Taken {
-    sink: Sink,
+    /// `None` where nobody listens any more.
+    sink: Option<Sink>,
     sequences: Vec<SequenceId>,
     /// Sequences that have not ended.
     left: usize,
@@ -220,6 +283,8 @@ struct Of {
 
 impl Worker {
     fn work(mut self, inbox: &mpsc::Receiver<Command>) {
+        // Dropped before the sinks are: whose sink is dropped finds the service gone.
+        let _gone = Gone(self.shared.clone());
         let mut outputs = Vec::new();
         let mut end: Option<Instant> = None;
         loop {
@@ -238,11 +303,16 @@ impl Worker {
                 self.engine.scheduler.cancel_all(&mut outputs);
             }
             self.engine.scheduler.step(&mut outputs);
-            // Before anyone hears of the step: who hears of an end finds it counted.
-            *lock(&self.shared.stats) = self.engine.scheduler.stats();
             self.deliver(&mut outputs);
-            if end.is_some() && self.engine.scheduler.is_idle() {
-                return;
+            if let Some(at) = end
+                && self.engine.scheduler.is_idle()
+            {
+                // What ended just now may have a further prompt on its way.
+                let wait = LINGER.min(at.saturating_duration_since(Instant::now()));
+                match inbox.recv_timeout(wait) {
+                    Ok(command) => self.obey(command, &mut end, &mut outputs),
+                    Err(_) => return,
+                }
             }
         }
     }
@@ -254,8 +324,8 @@ impl Worker {
                 let sequences = self.engine.scheduler.submit(&request, choices, &tokenizer);
                 self.take(ticket, sequences, sink);
             }
-            Command::Embed { ticket, ids, pooling, sink } => {
-                let sequence = self.engine.scheduler.submit_embedding(ids, pooling);
+            Command::Embed { ticket, ids, pooling, deadline, sink } => {
+                let sequence = self.engine.scheduler.submit_embedding(ids, pooling, deadline);
                 self.take(ticket, vec![sequence], sink);
             }
             Command::Cancel(ticket) => {
@@ -271,10 +341,25 @@ impl Worker {
             self.sequences.insert(*id, Of { ticket, choice, started: false });
         }
         let left = sequences.len();
-        self.tickets.insert(ticket, Taken { sink, sequences, left });
+        self.tickets.insert(ticket, Taken { sink: Some(sink), sequences, left });
     }
 
+    /// Tells what happened, and cancels what nobody listens to.
     fn deliver(&mut self, outputs: &mut Outputs) {
+        loop {
+            // Before anyone hears of it: who hears of an end finds it counted.
+            *lock(&self.shared.stats) = self.engine.scheduler.stats();
+            let unheard = self.tell(outputs);
+            if unheard.is_empty() {
+                return;
+            }
+            unheard.into_iter().for_each(|id| self.engine.scheduler.cancel(id, outputs));
+        }
+    }
+
+    /// Empties `outputs`; returns the sequences of requests whose sinks broke off.
+    fn tell(&mut self, outputs: &mut Outputs) -> Vec<SequenceId> {
+        let mut unheard = Vec::new();
         for (id, event) in outputs.drain(..) {
             let Some(of) = self.sequences.get_mut(&id) else { continue };
             if !std::mem::replace(&mut of.started, true) {
@@ -283,7 +368,10 @@ impl Worker {
             let (ticket, choice) = (of.ticket, of.choice);
             let is_last = matches!(event, Event::Done(_) | Event::Embedding(_) | Event::Failed(_));
             let Some(taken) = self.tickets.get_mut(&ticket) else { continue };
-            (taken.sink)(choice, event);
+            if taken.sink.as_mut().is_some_and(|sink| sink(choice, event).is_break()) {
+                taken.sink = None;
+                unheard.extend_from_slice(&taken.sequences);
+            }
             if is_last {
                 self.sequences.remove(&id);
                 taken.left -= 1;
@@ -292,5 +380,9 @@ impl Worker {
                 }
             }
         }
+        unheard
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,7 +1,7 @@
 //! Tools, between the wire and the engine: what the model is told, what its answer is held to, and how its calls are
 //! read.
 
-use engine::{Delta, Format, Grammar, Parser, Tool, ToolChoice, ToolFormat};
+use engine::{Format, Grammar, Parser, Tool, ToolChoice, ToolFormat};
 use serde_json::Value;
 
 use crate::{
@@ -16,20 +16,6 @@ pub(crate) struct Calls {
     tools: Vec<Tool>,
     choice: ToolChoice,
     parallel: bool,
-}
-
-/// Reads calls from the text of an answer as it comes.
-pub(crate) struct CallParser(Parser);
-
-/// A piece of an answer.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Piece {
-    /// Text.
-    Text(String),
-    /// A call of this function begins.
-    Start { index: usize, name: String },
-    /// More of its arguments.
-    Arguments { index: usize, text: String },
 }
 
 impl Calls {
@@ -97,29 +83,7 @@ impl Calls {
     }
 
     /// Reads the calls of one answer; `None` where there may be none.
-    pub(crate) fn parser(&self) -> Option<CallParser> {
-        self.may_call().then(|| CallParser(Parser::new(self.format, &self.tools)))
-    }
-}
-
-impl CallParser {
-    /// What a piece of text brings.
-    pub(crate) fn push(&mut self, text: &str) -> Vec<Piece> {
-        self.0.push(text).into_iter().filter_map(piece).collect()
-    }
-
-    /// What was held back.
-    pub(crate) fn finish(self) -> Vec<Piece> {
-        self.0.finish().into_iter().filter_map(piece).collect()
-    }
-}
-
-fn piece(delta: Delta) -> Option<Piece> {
-    match delta {
-        Delta::Text(text) => Some(Piece::Text(text)),
-        Delta::CallStart { index, name } => Some(Piece::Start { index, name }),
-        Delta::CallArguments { index, text } => Some(Piece::Arguments { index, text }),
-        // The next piece, or the end of the answer, says as much.
-        Delta::CallEnd { .. } => None,
+    pub(crate) fn parser(&self) -> Option<Parser> {
+        self.may_call().then(|| Parser::new(self.format, &self.tools))
     }
 }

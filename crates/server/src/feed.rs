@@ -6,6 +6,7 @@
 
 use std::{
     collections::VecDeque,
+    ops::ControlFlow,
     sync::{Arc, Mutex, MutexGuard},
 };
 
@@ -60,10 +61,15 @@ impl Feed {
 }
 
 impl Sender {
-    /// Passes an event of a choice on, counted from the sender's first. Does not wait.
-    pub(crate) fn send(&self, choice: usize, event: Event) {
-        self.feed.lock().push(Item::Event(self.first + choice, event));
+    /// Passes an event of a choice on, counted from the sender's first. Does not wait. `Break` where the other end no
+    /// longer takes any.
+    pub(crate) fn send(&self, choice: usize, event: Event) -> ControlFlow<()> {
+        let mut queue = self.feed.lock();
+        queue.push(Item::Event(self.first + choice, event));
+        let overflowed = queue.overflowed;
+        drop(queue);
         self.feed.arrived.notify_one();
+        if overflowed { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     }
 }
 
@@ -111,7 +117,8 @@ impl Queue {
             return;
         }
         if self.items.len() >= JOIN_BEYOND
-            && let Item::Event(choice, Event::Token { text, logprob: None }) = &item
+            && let Item::Event(choice, Event::Token { text, logprobs }) = &item
+            && logprobs.is_empty()
             && let Some(waiting) = self.last_text(*choice)
         {
             waiting.push_str(text);
@@ -131,7 +138,7 @@ impl Queue {
     fn last_text(&mut self, choice: usize) -> Option<&mut String> {
         let of_choice = |item: &&mut Item| matches!(item, Item::Event(of, _) if *of == choice);
         match self.items.iter_mut().rev().take(JOIN_BEYOND).find(of_choice) {
-            Some(Item::Event(_, Event::Token { text, logprob: None })) => Some(text),
+            Some(Item::Event(_, Event::Token { text, logprobs })) if logprobs.is_empty() => Some(text),
             _ => None,
         }
     }
@@ -143,8 +150,8 @@ fn bytes(item: &Item) -> usize {
         token.bytes.len() + token.top.iter().map(|(_, bytes, _)| 40 + bytes.len()).sum::<usize>()
     };
     match item {
-        Item::Event(_, Event::Token { text, logprob }) => {
-            EVENT_BYTES + text.len() + logprob.as_ref().map_or(0, of_token)
+        Item::Event(_, Event::Token { text, logprobs }) => {
+            EVENT_BYTES + text.len() + logprobs.iter().map(of_token).sum::<usize>()
         }
         _ => EVENT_BYTES,
     }
@@ -155,7 +162,7 @@ mod tests {
     use super::*;
 
     fn token(text: &str) -> Event {
-        Event::Token { text: text.to_owned(), logprob: None }
+        Event::Token { text: text.to_owned(), logprobs: Vec::new() }
     }
 
     /// All texts, up to the end of the sender.
@@ -174,8 +181,8 @@ mod tests {
     async fn events_come_in_order_and_then_the_end() {
         let receiver = Receiver::new(1 << 20);
         let sender = receiver.sender(10);
-        sender.send(0, token("a"));
-        sender.send(1, token("b"));
+        assert!(sender.send(0, token("a")).is_continue());
+        assert!(sender.send(1, token("b")).is_continue());
         drop(sender);
         assert_eq!(texts(&receiver).await, [(10, "a".to_owned()), (11, "b".to_owned())]);
     }
@@ -185,7 +192,7 @@ mod tests {
         let receiver = Receiver::new(1 << 20);
         let sender = receiver.sender(0);
         for i in 0..10_000 {
-            sender.send(i % 3, token("xy"));
+            assert!(sender.send(i % 3, token("xy")).is_continue());
         }
         drop(sender);
         let got = texts(&receiver).await;
@@ -200,9 +207,8 @@ mod tests {
     async fn a_reader_that_does_not_read_is_cut_off() {
         let receiver = Receiver::new(10_000);
         let sender = receiver.sender(0);
-        for _ in 0..10_000 {
-            sender.send(0, token("some text"));
-        }
+        let sent = (0..10_000).take_while(|_| sender.send(0, token("some text")).is_continue()).count();
+        assert!((1..9_999).contains(&sent), "the engine is told after {sent}");
         assert_eq!(receiver.next().await.unwrap_err(), Overflowed);
         assert_eq!(receiver.0.lock().items.capacity(), 0, "the memory is given back");
     }
@@ -213,7 +219,7 @@ mod tests {
         let sender = receiver.sender(3);
         let reader = tokio::spawn(async move { texts(&receiver).await });
         tokio::task::yield_now().await;
-        sender.send(4, token("late"));
+        assert!(sender.send(4, token("late")).is_continue());
         tokio::task::yield_now().await;
         drop(sender);
         assert_eq!(reader.await.unwrap(), [(7, "late".to_owned())]);

@@ -73,8 +73,13 @@ impl Model {
 /// What `/ready` says.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Readiness {
-    Loading { done_bytes: u64, all_bytes: u64 },
+    Loading {
+        done_bytes: u64,
+        all_bytes: u64,
+    },
     Ready,
+    /// The engine's thread is gone.
+    Failed,
     Stopping,
 }
 
@@ -134,7 +139,8 @@ impl App {
             return Readiness::Stopping;
         }
         match self.loaded() {
-            Some(_) => Readiness::Ready,
+            Some(model) if model.service.is_alive() => Readiness::Ready,
+            Some(_) => Readiness::Failed,
             None => Readiness::Loading {
                 done_bytes: self.loaded_bytes.load(Ordering::Relaxed),
                 all_bytes: self.all_bytes.load(Ordering::Relaxed),
@@ -164,6 +170,9 @@ impl App {
                 let percent = (100 * done_bytes).checked_div(all_bytes).unwrap_or(0);
                 let message = format!("The model is being loaded: {percent} % of {all_bytes} bytes.");
                 return Err(ApiError::unavailable(message, "model_loading", Duration::from_secs(2)));
+            }
+            Readiness::Failed => {
+                return Err(ApiError::internal("The engine has failed: the server must be restarted."));
             }
             Readiness::Ready => {}
         }

@@ -6,17 +6,17 @@ use crate::{
     error::ApiError,
     metrics::Outcome,
     observe::Tracker,
-    running::{Delta, Running},
+    running::{Piece, Running},
     sse::{self, Events},
 };
 
 /// How an endpoint words it. Texts are whole events, one or several; an empty one is none.
 pub(crate) trait Tell: Send + 'static {
-    /// What comes before the first delta; asked until there is no more.
+    /// What comes before the first piece; asked until there is no more.
     fn begin(&mut self, running: &Running) -> Option<String>;
 
-    /// What a delta of the answer `index` says.
-    fn write(&mut self, index: usize, delta: Delta, running: &Running) -> String;
+    /// What a piece of the answer `index` says.
+    fn write(&mut self, index: usize, piece: Piece, running: &Running) -> String;
 
     /// What comes after all answers.
     fn end(&mut self) -> String;
@@ -59,7 +59,7 @@ impl<T: Tell> Events for Told<T> {
         }
         while !self.ended {
             let mut text = match self.running.next().await {
-                Ok(Some((index, delta))) => self.tell.write(index, delta, &self.running),
+                Ok(Some((index, piece))) => self.tell.write(index, piece, &self.running),
                 Ok(None) => String::new(),
                 Err(error) => {
                     self.end(Outcome::of_status(error.status.as_u16()));

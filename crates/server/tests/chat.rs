@@ -233,6 +233,39 @@ fn check_arguments(arguments: &str) {
 }
 
 #[test]
+fn a_call_that_a_stop_string_cuts_is_not_to_be_made() {
+    let fields = json!({"seed": 1, "tools": weather(), "tool_choice": "required", "stop": ["\"days\""],
+        "logit_bias": {"9": -50, "10": -50, "13": -50, "32": -50}});
+    let choice = SITE.post(CHAT, &chat("weather?", fields)).ok()["choices"][0].clone();
+    let arguments = choice["message"]["tool_calls"][0]["function"]["arguments"].as_str().unwrap();
+    assert!(arguments.contains("\"city\"") && !arguments.contains("days"), "{choice}");
+    assert_eq!(choice["finish_reason"], "stop");
+}
+
+#[test]
+fn tokens_beside_tools_are_those_of_the_text() {
+    let joined = |choice: &Value| -> Vec<u8> {
+        let tokens = choice["logprobs"]["content"].as_array().unwrap().iter();
+        tokens.flat_map(|token| token["bytes"].as_array().unwrap()).map(|byte| byte.as_u64().unwrap() as u8).collect()
+    };
+    let fields = json!({"seed": 4, "tools": weather(), "logprobs": true, "max_tokens": 40, "n": 4});
+    let reply = SITE.post(CHAT, &chat("x", fields)).ok();
+    for choice in reply["choices"].as_array().unwrap() {
+        let text = choice["message"]["content"].as_str().unwrap();
+        assert_eq!(String::from_utf8_lossy(&joined(choice)).trim_end(), text.trim_end(), "{choice}");
+    }
+    let fields = json!({"seed": 4, "tools": weather(), "logprobs": true, "tool_choice": "required", "max_tokens": 60});
+    let choice = SITE.post(CHAT, &chat("x", fields)).ok()["choices"][0].clone();
+    assert_eq!((&choice["message"]["content"], joined(&choice).len()), (&Value::Null, 0), "{choice}");
+    // Of a stop string that is met no token is told.
+    let fields = json!({"seed": 4, "logprobs": true, "max_tokens": 200, "stop": ["a", "e"]});
+    let choice = SITE.post(CHAT, &chat("x", fields)).ok()["choices"][0].clone();
+    assert_eq!(choice["finish_reason"], "stop");
+    let text = choice["message"]["content"].as_str().unwrap();
+    assert_eq!(String::from_utf8_lossy(&joined(&choice)), text, "{choice}");
+}
+
+#[test]
 fn required_calls_are_made_and_fit_their_schema() {
     for (seed, choice) in
         [json!("required"), json!({"type": "function", "function": {"name": "get_weather"}})].into_iter().enumerate()

@@ -243,6 +243,43 @@ fn texts_become_ids_and_ids_texts() {
 }
 
 #[test]
+fn every_answer_shows_the_prompt_and_its_tokens() {
+    let body = json!({"prompt": ["one two", "three"], "n": 3, "max_tokens": 4, "seed": 3, "echo": true, "logprobs": 1,
+        "ignore_eos": true});
+    let choices = complete(body.clone())["choices"].as_array().unwrap().clone();
+    assert_eq!(choices.len(), 6);
+    for of_prompt in choices.chunks(3) {
+        let tokens = |choice: &Value| choice["logprobs"]["tokens"].as_array().unwrap().clone();
+        let prompt = tokens(&of_prompt[0]).len() - 4;
+        for choice in of_prompt {
+            assert_eq!(tokens(choice)[..prompt], tokens(&of_prompt[0])[..prompt]);
+            assert_eq!(tokens(choice).len(), prompt + 4);
+            let offsets = choice["logprobs"]["text_offset"].as_array().unwrap();
+            assert_eq!((&offsets[0], offsets.len()), (&json!(0), prompt + 4));
+            assert!(offsets.is_sorted_by_key(|offset| offset.as_u64()), "{choice}");
+        }
+    }
+    let events = SITE.post(COMPLETIONS, &with(body, json!({"model": MODEL, "stream": true}))).events();
+    for (index, choice) in choices.iter().enumerate() {
+        let own = events.iter().filter(|event| event["choices"][0]["index"] == index);
+        let tokens = own.filter_map(|event| event["choices"][0]["logprobs"]["tokens"].as_array()).flatten().cloned();
+        assert_eq!(tokens.collect::<Vec<Value>>(), *choice["logprobs"]["tokens"].as_array().unwrap());
+    }
+}
+
+#[test]
+fn what_an_answer_repeats_is_bounded() {
+    let refused = |fields: Value, param| {
+        let body = with(json!({"model": MODEL, "max_tokens": 1}), fields);
+        SITE.post(COMPLETIONS, &body).error(400, "invalid_value", Some(param));
+    };
+    refused(json!({"prompt": vec!["a"; 2000], "n": 2}), "n");
+    refused(json!({"prompt": vec!["word ".repeat(80); 1000], "n": 2, "echo": true, "logprobs": 20}), "echo");
+    let text = "x".repeat((4 << 20) + 1);
+    SITE.post("/tokenize", &json!({"content": text})).error(400, "invalid_value", Some("content"));
+}
+
+#[test]
 fn a_remote_tokenizer_learns_the_names_of_tokens() {
     let mut info = SITE.get("/tokenizer_info").ok();
     let template = info.as_object_mut().unwrap().remove("chat_template").unwrap();

@@ -48,7 +48,7 @@ fn fields_of_wrong_types_and_values_are_named() {
         (json!({"temperature": "hot"}), "invalid_type", "temperature"),
         (json!({"temperature": 2.5}), "invalid_value", "temperature"),
         (json!({"temperature": -0.1}), "invalid_value", "temperature"),
-        (json!({"top_p": 0}), "invalid_value", "top_p"),
+        (json!({"top_p": -0.1}), "invalid_value", "top_p"),
         (json!({"top_p": 1.5}), "invalid_value", "top_p"),
         (json!({"top_k": -5}), "invalid_value", "top_k"),
         (json!({"min_p": 2}), "invalid_value", "min_p"),

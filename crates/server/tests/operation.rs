@@ -255,8 +255,9 @@ fn clients_that_send_too_slowly_are_cut_off() {
     assert!(!matches!(waited, Some(ErrorKind::WouldBlock | ErrorKind::TimedOut)), "the connection is still open");
     // A body that never ends.
     let mut body = TcpStream::connect(site.address).unwrap();
-    let request =
-        format!("POST {CHAT} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: 100\r\n\r\n{{");
+    let request = format!(
+        "POST {CHAT} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: 100\r\n\r\n{{"
+    );
     body.write_all(request.as_bytes()).unwrap();
     Coming::read_head(body).read().error(408, "body_timeout", None);
     wait_for("connections to go", || metric(&site, "unicorn_connections") == 0.0);
@@ -312,6 +313,23 @@ fn a_server_that_is_stopped_finishes_what_runs() {
     let address = site.address;
     site.stop();
     assert!(TcpStream::connect(address).is_err(), "nobody listens any more");
+}
+
+#[test]
+fn a_server_that_is_stopped_finishes_all_prompts_of_a_request() {
+    let site = Site::with(options(), Behind { slots: 1, queue: 4 });
+    let (handle, address) = (site.handle.clone(), site.address);
+    let prompts: Vec<String> = (0..8).map(|number| format!("prompt {number}")).collect();
+    let body = json!({"model": common::MODEL, "prompt": prompts, "max_tokens": 40, "ignore_eos": true});
+    let client = std::thread::spawn(move || {
+        let headers = [("content-type", "application/json")];
+        common::send(address, "POST", "/v1/completions", &headers, body.to_string().as_bytes()).read().ok()
+    });
+    site.wait_until_busy(2);
+    handle.stop();
+    let reply = client.join().unwrap();
+    assert_eq!(reply["usage"]["completion_tokens"], 8 * 40, "{reply}");
+    site.stop();
 }
 
 #[test]

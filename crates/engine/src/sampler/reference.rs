@@ -32,7 +32,9 @@ impl Reference {
             set.keep_typical(f64::from(options.typical_p));
             set.softmax(1.0);
         }
-        if options.top_p < 1.0 {
+        if options.top_p == 0.0 {
+            set.kept.truncate(1);
+        } else if options.top_p < 1.0 {
             set.keep_mass(f64::from(options.top_p));
         }
         if options.min_p > 0.0 {
@@ -134,7 +136,7 @@ fn settings(rng: &mut Pcg64) -> SamplerOptions {
     SamplerOptions {
         temperature: one(rng, &[1.0, 1.0, 0.7, 0.1, 3.0, 100.0, 1e-40]),
         top_k: one(rng, &[0, 0, 0, 1, 2, 3, 20, 64, 700]),
-        top_p: one(rng, &[1.0, 1.0, 0.95, 0.9, 0.3, 1e-3, 0.999]),
+        top_p: one(rng, &[1.0, 1.0, 0.95, 0.9, 0.3, 1e-3, 0.0, 0.999]),
         min_p: one(rng, &[0.0, 0.0, 0.05, 0.1, 0.7, 1e-9, 1.0]),
         typical_p: one(rng, &[1.0, 1.0, 0.9, 0.2, 0.99]),
         ..warm()

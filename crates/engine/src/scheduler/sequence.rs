@@ -6,8 +6,11 @@ use text::Tokenizer;
 
 use super::{BytesPerToken, Outputs, Stats};
 use crate::{
-    EngineError, Event, FinishReason, Pooling, Request, TokenLogprob, answer::Answer, kv::Lease,
-    logprobs::token_logprob, metrics::rate,
+    EngineError, Event, FinishReason, Pooling, Request, TokenLogprob,
+    answer::{Answer, Picked, Shown},
+    kv::Lease,
+    logprobs::token_logprob,
+    metrics::rate,
 };
 
 /// Names a sequence.
@@ -63,8 +66,15 @@ impl Sequence {
         Sequence { leader, deadline: request.deadline, ..Sequence::new(id, request.prompt, work, now) }
     }
 
-    pub(super) fn embedding(id: SequenceId, ids: Vec<u32>, pooling: Pooling, now: Instant) -> Sequence {
-        Sequence::new(id, ids, Work::Embed { pooling, sum: Vec::new() }, now)
+    pub(super) fn embedding(
+        id: SequenceId,
+        ids: Vec<u32>,
+        pooling: Pooling,
+        deadline: Option<Instant>,
+        now: Instant,
+    ) -> Sequence {
+        let work = Work::Embed { pooling, sum: Vec::new() };
+        Sequence { deadline, ..Sequence::new(id, ids, work, now) }
     }
 
     fn new(id: SequenceId, tokens: Vec<u32>, work: Work, submitted: Instant) -> Sequence {
@@ -163,13 +173,14 @@ impl Sequence {
             Ok(picked) => {
                 stats.generated_tokens += 1;
                 self.tokens.extend(answer.ids.last());
-                if picked.finish != Some(FinishReason::Stop) || !picked.text.is_empty() || picked.logprob.is_some() {
-                    outputs.push((self.id, Event::Token { text: picked.text, logprob: picked.logprob }));
+                let Picked { shown: Shown { text, logprobs }, finish } = picked;
+                if finish != Some(FinishReason::Stop) || !text.is_empty() || !logprobs.is_empty() {
+                    outputs.push((self.id, Event::Token { text, logprobs }));
                 }
-                if let Some(finish) = picked.finish {
+                if let Some(finish) = finish {
                     self.end(finish, bytes, outputs);
                 }
-                picked.finish.is_some()
+                finish.is_some()
             }
             Err(error) => {
                 outputs.push((self.id, Event::Failed(error)));
@@ -192,12 +203,14 @@ impl Sequence {
     /// Ends it before its time.
     pub(super) fn finish(mut self, finish: FinishReason, bytes: &BytesPerToken, outputs: &mut Outputs) {
         let Work::Generate { answer, .. } = &mut self.work else {
-            outputs.push((self.id, Event::Failed(EngineError::Ended)));
+            let is_late = finish == FinishReason::Deadline;
+            let error = if is_late { EngineError::Deadline } else { EngineError::Ended };
+            outputs.push((self.id, Event::Failed(error)));
             return;
         };
-        let text = answer.flush();
-        if !text.is_empty() {
-            outputs.push((self.id, Event::Token { text, logprob: None }));
+        let Shown { text, logprobs } = answer.flush();
+        if !text.is_empty() || !logprobs.is_empty() {
+            outputs.push((self.id, Event::Token { text, logprobs }));
         }
         self.end(finish, bytes, outputs);
     }

@@ -360,6 +360,25 @@ fn scores_of_a_prompt_come_whole_and_once() {
 }
 
 #[test]
+fn scores_of_a_prompt_are_told_to_the_first_of_its_choices() {
+    let mut scheduler = scheduler(ROOMY);
+    let scored = Request { prompt_logprobs: Some(0), ..request(prompt(20, 1), 2, 0) };
+    let ids = scheduler.submit(&scored, 3, &tokenizer());
+    let (mut outputs, mut heard) = (Vec::new(), Vec::new());
+    while !scheduler.is_idle() {
+        scheduler.step(&mut outputs);
+        for (id, event) in outputs.drain(..) {
+            match event {
+                Event::Prompt(scores) => heard.push((id, scores.len())),
+                Event::Token { .. } => assert_eq!(heard, [(ids[0], 19)], "before any token"),
+                _ => (),
+            }
+        }
+    }
+    assert_eq!(heard, [(ids[0], 19)]);
+}
+
+#[test]
 fn a_failing_device_ends_its_step_and_nothing_else() {
     let mut scheduler = scheduler(Setting { fails_at: Some(8), ..ROOMY });
     let before = scheduler.submit(&request(prompt(40, 1), 60, 0), 1, &tokenizer())[0];
@@ -389,9 +408,9 @@ fn an_end_token_flushes_what_was_held_and_is_a_token_of_a_completion() {
                 scheduler.step(&mut outputs);
                 for (_, event) in outputs.drain(..) {
                     match event {
-                        Event::Token { text: piece, logprob } => {
+                        Event::Token { text: piece, logprobs } => {
                             text += &piece;
-                            scores += usize::from(logprob.is_some());
+                            scores += logprobs.len();
                         }
                         Event::Done(generation) if generation.finish == FinishReason::Stop => {
                             ended += 1;
@@ -424,7 +443,7 @@ fn embeddings_do_not_depend_on_how_they_are_cut() {
     let embed = |setting: Setting, pooling| {
         let mut scheduler = scheduler(setting);
         scheduler.submit(&request(prompt(5, 2), 30, 0), 1, &tokenizer());
-        scheduler.submit_embedding(prompt(61, 3), pooling);
+        scheduler.submit_embedding(prompt(61, 3), pooling, None);
         let mut outputs = Vec::new();
         let mut vector = Vec::new();
         while !scheduler.is_idle() {

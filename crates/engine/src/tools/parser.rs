@@ -22,10 +22,12 @@ pub enum Delta {
         /// The piece.
         text: String,
     },
-    /// A call is complete, or the answer ended within it.
+    /// A call has ended.
     CallEnd {
         /// The call.
         index: usize,
+        /// Whether its JSON object was closed: not so where the answer ended within it, or went on as no JSON does.
+        whole: bool,
     },
 }
 
@@ -34,7 +36,8 @@ pub enum Delta {
 /// Joined, the deltas do not depend on how the text is cut. Text is held back only while it could begin a call, and
 /// white space until it is known not to stand beside one: there it is dropped. A call that is none after all (unknown
 /// name, no JSON, other keys) is text. [`Delta::CallStart`] comes once the name is known and the arguments begin; from
-/// there on the arguments pass as they are, to the bracket that ends them.
+/// there on the arguments pass as they are, to the bracket that ends them; [`Delta::CallEnd`] comes once the object
+/// around them is closed, or cannot be any more.
 ///
 /// Markers that are control tokens (`[TOOL_CALLS]`, `<|python_tag|>`) are understood where the text shows them and, at
 /// the beginning of an answer, where it does not.
@@ -109,8 +112,9 @@ impl Parser {
                 }
                 self.tell(rest, &mut deltas);
             }
-            State::Arguments(_) => deltas.push(Delta::CallEnd { index: self.calls - 1 }),
-            State::Tail(_) => {}
+            State::Arguments(_) | State::Tail(_) => {
+                deltas.push(Delta::CallEnd { index: self.calls - 1, whole: false });
+            }
         }
         deltas
     }
@@ -146,12 +150,11 @@ impl Parser {
                     deltas.push(Delta::CallArguments { index, text });
                 }
                 if end.is_some() {
-                    deltas.push(Delta::CallEnd { index });
                     self.state = State::Tail(None);
                 }
                 end.is_some()
             }
-            State::Tail(_) => self.tail(),
+            State::Tail(_) => self.tail(deltas),
         }
     }
 
@@ -260,7 +263,7 @@ impl Parser {
                 let index = self.calls;
                 deltas.push(Delta::CallStart { index, name });
                 deltas.push(Delta::CallArguments { index, text: arguments });
-                deltas.push(Delta::CallEnd { index });
+                deltas.push(Delta::CallEnd { index, whole: true });
                 self.calls += 1;
                 self.fresh = true;
                 self.state = State::Text;
@@ -274,10 +277,11 @@ impl Parser {
     }
 
     /// Drops the keys after the arguments, and the brace that ends the call.
-    fn tail(&mut self) -> bool {
+    fn tail(&mut self, deltas: &mut Vec<Delta>) -> bool {
         let State::Tail(value) = &mut self.state else { return false };
         let mut taken = 0;
         let mut ends = false;
+        let mut whole = false;
         for byte in self.held.bytes() {
             match value {
                 Some(span) => match span.push(byte) {
@@ -290,12 +294,14 @@ impl Parser {
                         *value = None;
                         ends = !matches!(byte, b',' | b'}') && !byte.is_ascii_whitespace();
                         taken += usize::from(!ends);
-                        ends |= byte == b'}';
+                        whole = byte == b'}';
+                        ends |= whole;
                     }
                 },
                 None => match byte {
                     b'}' => {
                         taken += 1;
+                        whole = true;
                         ends = true;
                     }
                     b',' | b':' => taken += 1,
@@ -316,6 +322,7 @@ impl Parser {
         }
         self.held.drain(..taken);
         if ends {
+            deltas.push(Delta::CallEnd { index: self.calls - 1, whole });
             self.state = State::Text;
         }
         ends

@@ -48,14 +48,21 @@ fn call(index: usize, name: &str, arguments: &str) -> [Delta; 3] {
     [
         Delta::CallStart { index, name: name.to_owned() },
         Delta::CallArguments { index, text: arguments.to_owned() },
-        Delta::CallEnd { index },
+        Delta::CallEnd { index, whole: true },
     ]
+}
+
+/// A call whose object was not closed.
+fn broken(index: usize, name: &str, arguments: &str) -> Vec<Delta> {
+    let [start, arguments, _] = call(index, name, arguments);
+    vec![start, arguments, Delta::CallEnd { index, whole: false }]
 }
 
 /// Answers and what they are read as.
 fn answers() -> Vec<(ToolFormat, String, Vec<Delta>)> {
     use ToolFormat::{Hermes, Llama, Mistral};
-    let paris = || call(0, "weather", r#"{"city": "Paris"}"#).to_vec();
+    let paris_text = r#"{"city": "Paris"}"#;
+    let paris = || call(0, "weather", paris_text).to_vec();
     let both = || [call(0, "weather", r#"{"city": "Paris"}"#), call(1, "now", "{}")].concat();
     let then = |mut deltas: Vec<Delta>, more: &str| {
         deltas.push(text(more));
@@ -91,7 +98,19 @@ fn answers() -> Vec<(ToolFormat, String, Vec<Delta>)> {
         (
             Hermes,
             "<tool_call>\n{\"name\": \"weather\", \"arguments\": {\"city\": \"Pa".to_owned(),
-            call(0, "weather", r#"{"city": "Pa"#).to_vec(),
+            broken(0, "weather", r#"{"city": "Pa"#),
+        ),
+        // Broken off after them, in another key, and gone on with as no JSON does.
+        (Hermes, format!("<tool_call>\n{{\"name\": \"weather\", {arguments}"), broken(0, "weather", paris_text)),
+        (
+            Hermes,
+            format!("<tool_call>{{\"name\": \"weather\", {arguments}, \"id\": 1"),
+            broken(0, "weather", paris_text),
+        ),
+        (
+            Hermes,
+            format!("<tool_call>{{\"name\": \"weather\", {arguments}</tool_call>"),
+            broken(0, "weather", paris_text),
         ),
         // Brackets and ends in strings.
         (

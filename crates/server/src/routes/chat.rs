@@ -12,7 +12,7 @@ use crate::{
     error::ApiError,
     ids::{new_id, unix_s},
     observe::Tracker,
-    running::{Delta, Running},
+    running::{Piece, Running},
     sse,
     state::App,
     told::Told,
@@ -74,24 +74,24 @@ struct Message {
 
 async fn whole(head: Head, mut running: Running, mut costs: Costs, with_logprobs: bool) -> Result<ChatReply, ApiError> {
     let mut messages: Vec<Message> = std::iter::repeat_with(Message::default).take(running.answers()).collect();
-    while let Some((choice, delta)) = running.next().await? {
+    while let Some((choice, piece)) = running.next().await? {
         let message = &mut messages[choice];
-        match delta {
-            Delta::Prompt(_) => {}
-            Delta::Text { text, logprob } => {
+        match piece {
+            Piece::Prompt(_) => {}
+            Piece::Text { text, logprobs } => {
                 message.text += &text;
-                message.logprobs.content.extend(logprob.map(Into::into));
+                message.logprobs.content.extend(logprobs.into_iter().map(Into::into));
             }
-            Delta::CallStart { name, .. } => {
+            Piece::CallStart { name, .. } => {
                 let function = CalledFunction { name, arguments: String::new() };
                 message.calls.push(ToolCall { id: new_id("call_"), kind: "function", function });
             }
-            Delta::CallArguments { index, text } => {
+            Piece::CallArguments { index, text } => {
                 if let Some(call) = message.calls.get_mut(index) {
                     call.function.arguments += &text;
                 }
             }
-            Delta::Finish(finish) => {
+            Piece::Finish(finish) => {
                 message.reason = finish.reason;
                 costs.add(choice, &finish.metrics, finish.cause, choice == 0);
             }

@@ -4,7 +4,7 @@
 use super::{FINGERPRINT, chat::Head};
 use crate::{
     ids::new_id,
-    running::{Delta, Finish, Running},
+    running::{Finish, Piece, Running},
     sse,
     told::Tell,
     types::{
@@ -63,26 +63,26 @@ impl Tell for ChatStream {
         Some((0..running.answers()).map(|index| self.piece(index, role())).collect())
     }
 
-    fn write(&mut self, index: usize, delta: Delta, running: &Running) -> String {
+    fn write(&mut self, index: usize, piece: Piece, running: &Running) -> String {
         let call = |call| ChatDelta { tool_calls: vec![call], ..ChatDelta::default() };
-        match delta {
-            Delta::Prompt(_) => String::new(),
-            Delta::Text { text, logprob } => {
+        match piece {
+            Piece::Prompt(_) => String::new(),
+            Piece::Text { text, logprobs } => {
                 let delta = ChatDelta { content: Some(text), ..ChatDelta::default() };
-                let content = logprob.map(Into::into).into_iter().collect();
+                let content = logprobs.into_iter().map(Into::into).collect();
                 let logprobs = self.with_logprobs.then_some(ChatLogprobs { content, refusal: None });
                 sse::data(&self.chunk(vec![ChunkChoice { index, delta, logprobs, finish_reason: None }]))
             }
-            Delta::CallStart { index: number, name } => {
+            Piece::CallStart { index: number, name } => {
                 let function = FunctionDelta { name: Some(name), arguments: String::new() };
                 let id = Some(new_id("call_"));
                 self.piece(index, call(ToolCallDelta { index: number, id, kind: Some("function"), function }))
             }
-            Delta::CallArguments { index: number, text } => {
+            Piece::CallArguments { index: number, text } => {
                 let function = FunctionDelta { name: None, arguments: text };
                 self.piece(index, call(ToolCallDelta { index: number, id: None, kind: None, function }))
             }
-            Delta::Finish(finish) => self.finish(index, &finish, running.is_whole()),
+            Piece::Finish(finish) => self.finish(index, &finish, running.is_whole()),
         }
     }
 

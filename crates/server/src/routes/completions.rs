@@ -17,7 +17,7 @@ use crate::{
     ids::{new_id, unix_s},
     observe::Tracker,
     options::Limits,
-    running::{Delta, Job, Running},
+    running::{Job, Piece, Running},
     sse,
     state::{App, Model},
     told::Told,
@@ -211,18 +211,18 @@ async fn whole(
         offset: 0,
     };
     let mut texts: Vec<Text> = (0..running.answers()).map(begin).collect();
-    while let Some((index, delta)) = running.next().await? {
+    while let Some((index, piece)) = running.next().await? {
         let Text { choice, offset } = &mut texts[index];
         let list = choice.logprobs.as_mut().zip(echoes.lister(index, choices));
-        match (delta, list) {
-            (Delta::Prompt(tokens), Some((list, lister))) => lister.prompt(list, offset, &tokens),
-            (Delta::Text { text, logprob }, list) => {
+        match (piece, list) {
+            (Piece::Prompt(tokens), Some((list, lister))) => lister.prompt(list, offset, &tokens),
+            (Piece::Text { text, logprobs }, list) => {
                 choice.text += &text;
-                if let (Some(token), Some((list, lister))) = (logprob, list) {
-                    lister.token(list, offset, &token);
+                if let Some((list, lister)) = list {
+                    logprobs.iter().for_each(|token| lister.token(list, offset, token));
                 }
             }
-            (Delta::Finish(finish), _) => {
+            (Piece::Finish(finish), _) => {
                 choice.finish_reason = Some(finish.reason);
                 costs.add(index, &finish.metrics, finish.cause, index % choices == 0);
             }

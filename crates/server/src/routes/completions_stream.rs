@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 
 use super::{FINGERPRINT, chat::Head, completions::Echoes};
 use crate::{
-    running::{Delta, Running},
+    running::{Piece, Running},
     sse,
     told::Tell,
     types::{
@@ -63,25 +63,25 @@ impl Tell for CompletionStream {
         Some(self.piece(index, self.echoes.text(index, running.choices()).to_owned(), None))
     }
 
-    fn write(&mut self, index: usize, delta: Delta, running: &Running) -> String {
+    fn write(&mut self, index: usize, piece: Piece, running: &Running) -> String {
         let choices = running.choices();
         let lister = self.echoes.lister(index, choices);
         let offset = &mut self.offsets[index];
         let mut list = CompletionLogprobs::default();
-        match delta {
-            Delta::Prompt(tokens) => {
+        match piece {
+            Piece::Prompt(tokens) => {
                 let Some(lister) = lister else { return String::new() };
                 lister.prompt(&mut list, offset, &tokens);
                 self.piece(index, String::new(), Some(list))
             }
-            Delta::Text { text, logprob } => {
+            Piece::Text { text, logprobs } => {
                 let list = lister.map(|lister| {
-                    logprob.iter().for_each(|token| lister.token(&mut list, offset, token));
+                    logprobs.iter().for_each(|token| lister.token(&mut list, offset, token));
                     list
                 });
                 self.piece(index, text, list)
             }
-            Delta::Finish(finish) => {
+            Piece::Finish(finish) => {
                 self.costs.add(index, &finish.metrics, finish.cause, index.is_multiple_of(choices));
                 let finish_reason = Some(finish.reason);
                 let choice = CompletionChoice { text: String::new(), index, logprobs: None, finish_reason };
@@ -92,7 +92,7 @@ impl Tell for CompletionStream {
                 sse::data(&reply)
             }
             // No tools, no calls.
-            Delta::CallStart { .. } | Delta::CallArguments { .. } => String::new(),
+            Piece::CallStart { .. } | Piece::CallArguments { .. } => String::new(),
         }
     }
 

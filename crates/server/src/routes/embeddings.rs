@@ -1,23 +1,32 @@
 //! `/v1/embeddings`.
 
-use std::collections::VecDeque;
+use std::{
+    collections::VecDeque,
+    ops::ControlFlow,
+    time::{Duration, Instant},
+};
 
 use axum::{Extension, Json, extract::State};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
-use engine::{Event, SubmitError, Ticket};
+use engine::{EngineError, Event, SubmitError, Ticket};
 use tokio::sync::oneshot;
 
 use crate::{
     body::Payload,
+    dialogue::check_length,
     error::ApiError,
     observe::Tracker,
+    running::late,
     state::{App, Model},
     types::{
         completions::Prompt,
-        embeddings::{Embedding, EmbeddingReply, EmbeddingRequest, EmbeddingUsage, Vector},
+        embeddings::{Embedding, EmbeddingReply, EmbeddingRequest, EmbeddingUnicorn, EmbeddingUsage, Vector},
         error::ErrorReply,
     },
 };
+
+/// What is waited for until there may be room in the queue.
+const QUEUE_PAUSE: Duration = Duration::from_millis(20);
 
 /// The vectors of texts: pooled as the model says, of length 1.
 #[utoipa::path(post, path = "/v1/embeddings", tag = "OpenAI", request_body = EmbeddingRequest,
@@ -28,32 +37,31 @@ pub(crate) async fn embed(
     Payload(request, share): Payload<EmbeddingRequest>,
 ) -> Result<Json<EmbeddingReply>, ApiError> {
     let model = app.model(request.model.as_deref())?;
-    let request = request.parse(&app.options.limits)?;
-    let (base64, dimensions) = (request.base64, request.dimensions);
-    let encoder = model.clone();
-    let encode = move || {
-        let ids = request.inputs.into_iter().enumerate().map(|(at, input)| ids(&encoder, at, input));
-        let ids = ids.collect::<Result<Vec<_>, _>>();
-        drop(share);
-        ids
+    let prepare = {
+        let (app, model) = (app.clone(), model.clone());
+        move || {
+            let request = request.parse(&app.options.limits)?;
+            let ids = request.inputs.into_iter().enumerate().map(|(at, input)| ids(&model, at, input));
+            let ids = ids.collect::<Result<Vec<_>, ApiError>>()?;
+            let most = app.options.limits.prompt_tokens;
+            ids.iter().try_for_each(|ids| check_length(ids.len(), most, "input"))?;
+            drop(share);
+            Ok((ids, request.base64, request.dimensions, request.ignored))
+        }
     };
-    let ids = app.aside(encode).await??;
+    let (ids, base64, dimensions, ignored) = app.aside(prepare).await??;
     let tokens = ids.iter().map(Vec::len).sum();
     tracker.used(tokens, 0);
-    let mut data = Vec::with_capacity(ids.len());
-    for vector in vectors(&app, &model, ids).await? {
-        if let Some(asked) = dimensions.filter(|asked| *asked != vector.len()) {
-            let message = format!("dimensions is {asked}: the vectors of this model have {}.", vector.len());
-            return Err(ApiError::value("dimensions", message));
-        }
-        let embedding = if base64 { Vector::Base64(encoded(&vector)) } else { Vector::Floats(vector) };
-        data.push(Embedding { object: "embedding", index: data.len(), embedding });
-    }
+    let texts = Texts { pending: ids.into(), coming: VecDeque::new(), dimensions };
+    let vectors = texts.vectors(&app, &model, &tracker).await?;
+    let wire = |vector: Vec<f32>| if base64 { Vector::Base64(encoded(&vector)) } else { Vector::Floats(vector) };
+    let embedding = |(index, vector)| Embedding { object: "embedding", index, embedding: wire(vector) };
     Ok(Json(EmbeddingReply {
         object: "list",
-        data,
+        data: vectors.into_iter().enumerate().map(embedding).collect(),
         model: app.options.model.clone(),
         usage: EmbeddingUsage { prompt_tokens: tokens, total_tokens: tokens },
+        unicorn: EmbeddingUnicorn { device: model.device.clone(), ignored },
     }))
 }
 
@@ -81,43 +89,70 @@ struct Coming {
     _ticket: Ticket,
 }
 
-/// The vectors in order. Only as many texts are submitted at a time as keep the engine busy.
-async fn vectors(app: &App, model: &Model, ids: Vec<Vec<u32>>) -> Result<Vec<Vec<f32>>, ApiError> {
-    let enough = 2 * model.service.stats().slots.max(1);
-    let mut texts: VecDeque<Vec<u32>> = ids.into();
-    let mut coming: VecDeque<Coming> = VecDeque::new();
-    let mut vectors = Vec::with_capacity(texts.len());
-    loop {
-        while let Some(ids) = texts.front().filter(|_| coming.len() < enough) {
-            match submit(model, ids.clone()) {
-                Ok(next) => coming.push_back(next),
-                Err(SubmitError::QueueFull { .. }) if !coming.is_empty() => break,
-                Err(error) => return Err(ApiError::submit(error, "input", app.retry_after(model))),
+/// Texts whose vectors are wanted.
+struct Texts {
+    pending: VecDeque<Vec<u32>>,
+    coming: VecDeque<Coming>,
+    /// Components that the vectors must have, where the request says so.
+    dimensions: Option<usize>,
+}
+
+impl Texts {
+    /// The vectors in order. Only as many texts are submitted at a time as keep the engine busy.
+    async fn vectors(mut self, app: &App, model: &Model, tracker: &Tracker) -> Result<Vec<Vec<f32>>, ApiError> {
+        let deadline = tracker.start() + app.options.timeouts.request;
+        let enough = 2 * model.service.stats().slots.max(1);
+        let mut vectors = Vec::with_capacity(self.pending.len());
+        loop {
+            while let Some(ids) = self.pending.front().filter(|_| self.coming.len() < enough) {
+                match submit(model, ids.clone(), deadline) {
+                    Ok(next) => self.coming.push_back(next),
+                    Err(SubmitError::QueueFull { .. }) if !self.coming.is_empty() => break,
+                    // What is computed is not thrown away because others came in between.
+                    Err(SubmitError::QueueFull { .. }) if !vectors.is_empty() && Instant::now() < deadline => {
+                        tokio::time::sleep(QUEUE_PAUSE).await;
+                        continue;
+                    }
+                    Err(error) => return Err(ApiError::submit(error, "input", app.retry_after(model))),
+                }
+                self.pending.pop_front();
             }
-            texts.pop_front();
+            let Some(next) = self.coming.pop_front() else { return Ok(vectors) };
+            match next.vector.await {
+                Ok(Event::Embedding(vector)) => vectors.push(self.checked(vector)?),
+                Ok(Event::Failed(EngineError::Deadline)) => return Err(late(app.options.timeouts.request)),
+                Ok(Event::Failed(error)) => return Err(ApiError::engine(&error, "input")),
+                Ok(_) => return Err(ApiError::stopping()),
+                Err(_) => return Err(ApiError::internal("The engine broke off.")),
+            }
+            app.metrics.answer_time.record(tracker.start().elapsed().as_secs_f64());
         }
-        let Some(next) = coming.pop_front() else { return Ok(vectors) };
-        match next.vector.await {
-            Ok(Event::Embedding(vector)) => vectors.push(vector),
-            Ok(Event::Failed(error)) => return Err(ApiError::engine(&error, "input")),
-            Ok(_) => return Err(ApiError::stopping()),
-            Err(_) => return Err(ApiError::internal("The engine broke off.")),
+    }
+
+    fn checked(&self, vector: Vec<f32>) -> Result<Vec<f32>, ApiError> {
+        match self.dimensions {
+            Some(asked) if asked != vector.len() => {
+                let message = format!("dimensions is {asked}: the vectors of this model have {}.", vector.len());
+                Err(ApiError::value("dimensions", message))
+            }
+            _ => Ok(vector),
         }
     }
 }
 
-fn submit(model: &Model, ids: Vec<u32>) -> Result<Coming, SubmitError> {
+fn submit(model: &Model, ids: Vec<u32>, deadline: Instant) -> Result<Coming, SubmitError> {
     let (sender, vector) = oneshot::channel();
     let mut sender = Some(sender);
     let sink = move |_, event| {
         if !matches!(event, Event::Prefill { .. })
             && let Some(sender) = sender.take()
         {
-            // Nobody hears it where the client has gone.
+            // Where the client has gone, its ticket says so.
             let _ = sender.send(event);
         }
+        ControlFlow::Continue(())
     };
-    let ticket = model.service.embed(ids, model.service.pooling(), Box::new(sink))?;
+    let ticket = model.service.embed(ids, model.service.pooling(), Some(deadline), Box::new(sink))?;
     Ok(Coming { vector, _ticket: ticket })
 }
 

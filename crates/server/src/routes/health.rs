@@ -18,7 +18,8 @@ pub(crate) async fn health() -> Json<Health> {
     Json(Health { status: "ok" })
 }
 
-/// Whether requests are served: 503 while the model is loaded, with how far it is, and when the server stops.
+/// Whether requests are served: 503 while the model is loaded, with how far it is, when the server stops, and when
+/// the engine has failed.
 #[utoipa::path(get, path = "/ready", tag = "operation",
     responses((status = 200, body = Ready), (status = 503, body = Ready)))]
 pub(crate) async fn ready(State(app): State<App>) -> Response {
@@ -26,6 +27,7 @@ pub(crate) async fn ready(State(app): State<App>) -> Response {
     let simple = |status| Ready { status, model: model.clone(), progress: None, done_bytes: None, all_bytes: None };
     let (status, body) = match app.readiness() {
         Readiness::Ready => (StatusCode::OK, simple("ready")),
+        Readiness::Failed => (StatusCode::SERVICE_UNAVAILABLE, simple("failed")),
         Readiness::Stopping => (StatusCode::SERVICE_UNAVAILABLE, simple("stopping")),
         Readiness::Loading { done_bytes, all_bytes } => {
             let progress = if all_bytes == 0 { 0.0 } else { done_bytes as f64 / all_bytes as f64 };

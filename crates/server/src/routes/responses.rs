@@ -13,7 +13,7 @@ use crate::{
     error::ApiError,
     ids::{new_id, unix_s},
     observe::Tracker,
-    running::{Delta, Finish, Running},
+    running::{Finish, Piece, Running},
     sse,
     state::App,
     told::Told,
@@ -61,19 +61,19 @@ pub(crate) async fn respond(
 async fn whole(draft: &Draft, mut running: Running, mut costs: Costs) -> Result<ResponseReply, ApiError> {
     let mut output = Output::default();
     let mut finish = None;
-    while let Some((_, delta)) = running.next().await? {
-        match delta {
-            Delta::Prompt(_) => {}
-            Delta::Text { text, logprob } => {
-                output.text(&text, logprob.map(Into::into));
+    while let Some((_, piece)) = running.next().await? {
+        match piece {
+            Piece::Prompt(_) => {}
+            Piece::Text { text, logprobs } => {
+                output.text(&text, logprobs.into_iter().map(Into::into).collect());
             }
-            Delta::CallStart { name, .. } => {
+            Piece::CallStart { name, .. } => {
                 output.call(name);
             }
-            Delta::CallArguments { text, .. } => {
+            Piece::CallArguments { text, .. } => {
                 output.arguments(&text);
             }
-            Delta::Finish(end) => {
+            Piece::Finish(end) => {
                 costs.add(0, &end.metrics, end.cause, true);
                 finish = Some(end);
             }
@@ -167,14 +167,14 @@ pub(crate) enum Item {
 
 impl Output {
     /// More text, in a message that is begun where none is open. Tells whether it was.
-    pub(crate) fn text(&mut self, more: &str, logprob: Option<ChatLogprob>) -> bool {
+    pub(crate) fn text(&mut self, more: &str, tokens: Vec<ChatLogprob>) -> bool {
         let begins = !matches!(self.items.last(), Some(Item::Message { .. }));
         if begins {
             self.items.push(Item::Message { id: new_id("msg_"), text: String::new(), logprobs: Vec::new() });
         }
         if let Some(Item::Message { text, logprobs, .. }) = self.items.last_mut() {
             text.push_str(more);
-            logprobs.extend(logprob);
+            logprobs.extend(tokens);
         }
         begins
     }
@@ -200,7 +200,7 @@ impl Output {
     /// All items: those before the last are complete, the last has this status. An answer without a word is a message.
     fn items(mut self, last: &'static str) -> Vec<OutputItem> {
         if self.items.is_empty() {
-            self.text("", None);
+            self.text("", Vec::new());
         }
         let end = self.items.len() - 1;
         let status = |at| if at == end { last } else { "completed" };

@@ -9,7 +9,7 @@ use serde_json::json;
 use super::responses::{Draft, Item, Output, part, status};
 use crate::{
     error::ApiError,
-    running::{Delta, Finish, Running},
+    running::{Finish, Piece, Running},
     sse,
     told::Tell,
     types::{
@@ -59,16 +59,15 @@ impl ResponseStream {
         sse::named(kind, &Numbered { kind, sequence_number, fields })
     }
 
-    fn text(&mut self, text: &str, logprob: Option<ChatLogprob>) -> String {
+    fn text(&mut self, text: &str, logprobs: Vec<ChatLogprob>) -> String {
         let mut events = String::new();
         if !matches!(self.output.last(), Some((_, Item::Message { .. }))) {
             events = self.close("completed");
         }
-        if self.output.text(text, logprob.clone()) {
+        if self.output.text(text, logprobs.clone()) {
             events += &self.open();
         }
         let Some((index, Item::Message { id, .. })) = self.output.last() else { return events };
-        let logprobs: Vec<ChatLogprob> = logprob.into_iter().collect();
         let fields = json!({
             "item_id": id, "output_index": index, "content_index": 0, "delta": text, "logprobs": logprobs,
         });
@@ -126,7 +125,7 @@ impl ResponseStream {
         let mut events = String::new();
         if self.output.last().is_none() {
             // An answer without a word is a message all the same.
-            self.output.text("", None);
+            self.output.text("", Vec::new());
             events = self.open();
         }
         events += &self.close(status(finish));
@@ -155,22 +154,22 @@ impl Tell for ResponseStream {
         Some(created + &self.event("response.in_progress", OfResponse { response }))
     }
 
-    fn write(&mut self, _: usize, delta: Delta, _: &Running) -> String {
-        match delta {
-            Delta::Prompt(_) => String::new(),
-            Delta::Text { text, logprob } => self.text(&text, logprob.map(Into::into)),
-            Delta::CallStart { name, .. } => {
+    fn write(&mut self, _: usize, piece: Piece, _: &Running) -> String {
+        match piece {
+            Piece::Prompt(_) => String::new(),
+            Piece::Text { text, logprobs } => self.text(&text, logprobs.into_iter().map(Into::into).collect()),
+            Piece::CallStart { name, .. } => {
                 let closed = self.close("completed");
                 self.output.call(name);
                 closed + &self.open()
             }
-            Delta::CallArguments { text, .. } => {
+            Piece::CallArguments { text, .. } => {
                 self.output.arguments(&text);
                 let Some((index, Item::Call { id, .. })) = self.output.last() else { return String::new() };
                 let fields = json!({"item_id": id, "output_index": index, "delta": text});
                 self.event("response.function_call_arguments.delta", fields)
             }
-            Delta::Finish(finish) => self.finish(&finish),
+            Piece::Finish(finish) => self.finish(&finish),
         }
     }
 

@@ -36,11 +36,12 @@ pub(crate) struct Embeddings {
     pub(crate) inputs: Vec<Prompt>,
     pub(crate) base64: bool,
     pub(crate) dimensions: Option<usize>,
+    pub(crate) ignored: Vec<String>,
 }
 
 impl EmbeddingRequest {
     pub(crate) fn parse(self, limits: &Limits) -> Result<Embeddings, ApiError> {
-        fields::check(Endpoint::Embeddings, &self.rest)?;
+        let ignored = fields::check(Endpoint::Embeddings, &self.rest)?;
         let base64 = match self.encoding_format.as_deref() {
             None | Some("float") => false,
             Some("base64") => true,
@@ -49,7 +50,7 @@ impl EmbeddingRequest {
             }
         };
         let inputs = prompts(self.input.ok_or_else(|| ApiError::missing("input"))?, "input", limits.prompts)?;
-        Ok(Embeddings { inputs, base64, dimensions: self.dimensions })
+        Ok(Embeddings { inputs, base64, dimensions: self.dimensions, ignored })
     }
 }
 
@@ -64,6 +65,18 @@ pub(crate) struct EmbeddingReply {
     pub(crate) model: String,
     /// Tokens used.
     pub(crate) usage: EmbeddingUsage,
+    /// What this server says beyond OpenAI's fields.
+    pub(crate) unicorn: EmbeddingUnicorn,
+}
+
+/// What this server says beyond OpenAI's fields.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub(crate) struct EmbeddingUnicorn {
+    /// The devices it ran on.
+    pub(crate) device: String,
+    /// Fields of the request that nobody knows, and that were ignored.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) ignored: Vec<String>,
 }
 
 /// A vector.

@@ -58,7 +58,7 @@ pub(crate) struct Health {
 /// Whether requests are served.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub(crate) struct Ready {
-    /// `ready`, `loading` or `stopping`.
+    /// `ready`, `loading`, `stopping` or `failed`.
     pub(crate) status: &'static str,
     /// The model's name.
     pub(crate) model: String,
