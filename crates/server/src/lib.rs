@@ -61,7 +61,6 @@ mod running;
 mod server;
 mod sse;
 mod state;
-mod timed;
 mod told;
 mod types;
 

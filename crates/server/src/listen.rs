@@ -1,6 +1,11 @@
 //! Connections: accepted up to a limit, served with timeouts, finished when the server stops.
 
-use std::{future::Future, pin::pin, sync::Arc, time::Duration};
+use std::{
+    future::Future,
+    pin::{Pin, pin},
+    sync::Arc,
+    time::Duration,
+};
 
 use axum::Router;
 use hyper::server::conn::http1;
@@ -15,9 +20,10 @@ use tokio::{
     net::{TcpListener, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore},
 };
+use tokio_io_timeout::TimeoutStream;
 use tokio_rustls::TlsAcceptor;
 
-use crate::{routes, state::App, timed::Timed};
+use crate::{options::Timeouts, routes, state::App};
 
 /// A head beyond this many bytes is refused (431).
 const MOST_HEAD_BYTES: usize = 64 << 10;
@@ -93,11 +99,9 @@ fn serve(
         app.metrics.connected();
         let end = Ended(app);
         let served = match tls {
-            None => watcher.watch(connection(Timed::new(stream, timeouts.write), router, timeouts.header)).await,
+            None => watcher.watch(connection(stream, router, timeouts)).await,
             Some(tls) => match tokio::time::timeout(timeouts.header, tls.accept(stream)).await {
-                Ok(Ok(stream)) => {
-                    watcher.watch(connection(Timed::new(stream, timeouts.write), router, timeouts.header)).await
-                }
+                Ok(Ok(stream)) => watcher.watch(connection(stream, router, timeouts)).await,
                 Ok(Err(error)) => {
                     tracing::debug!(%error, "no TLS");
                     Ok(())
@@ -121,15 +125,18 @@ impl Drop for Ended {
     }
 }
 
-type Connection<S> = http1::Connection<TokioIo<Timed<S>>, TowerToHyperService<Router>>;
+type Connection<S> = http1::Connection<TokioIo<Pin<Box<TimeoutStream<S>>>>, TowerToHyperService<Router>>;
 
-fn connection<S>(stream: Timed<S>, router: Router, header_timeout: Duration) -> Connection<S>
+fn connection<S>(stream: S, router: Router, timeouts: Timeouts) -> Connection<S>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
+    // A client that takes nothing holds its answer no longer than this.
+    let mut stream = TimeoutStream::new(stream);
+    stream.set_write_timeout(Some(timeouts.write));
     http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(header_timeout)
+        .header_read_timeout(timeouts.header)
         .max_buf_size(MOST_HEAD_BYTES)
-        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router))
+        .serve_connection(TokioIo::new(Box::pin(stream)), TowerToHyperService::new(router))
 }
