@@ -3,8 +3,8 @@
 #
 #   tests/serving/run.sh UNICORN FOLDER MODEL...
 #
-# FOLDER keeps a virtual environment with the openai package. The openai checks run with the first model, the conversation
-# with every one.
+# FOLDER keeps a virtual environment with the openai package, and where there is npm its namesake for JavaScript. The
+# openai checks run with the first model, the conversation with every one.
 set -Eeuo pipefail
 unicorn=$1 folder=$2
 shift 2
@@ -15,6 +15,13 @@ if ! "$folder/bin/python3" -c 'import openai' 2>/dev/null; then
   "$folder/bin/pip" install --quiet --disable-pip-version-check openai
 fi
 "$folder/bin/pip" list --disable-pip-version-check 2>/dev/null | grep -i '^openai '
+if command -v node >/dev/null && command -v npm >/dev/null; then
+  [ -d "$folder/js/node_modules/openai" ] || npm install --silent --no-fund --no-audit --prefix "$folder/js" openai@6
+  javascript=1
+else
+  echo 'skipped: the openai package for JavaScript, as there is no node or npm'
+  javascript=0
+fi
 
 log=$(mktemp)
 server=
@@ -45,7 +52,10 @@ first=1
 for model in "$@"; do
   start "$model"
   echo "$model at $url"
-  [ "$first" = 0 ] || "$folder/bin/python3" "$here/openai_client.py" "$url"
+  if [ "$first" = 1 ]; then
+    "$folder/bin/python3" "$here/openai_client.py" "$url"
+    [ "$javascript" = 0 ] || node "$here/openai_client.mjs" "$url" "$(realpath "$folder/js")"
+  fi
   python3 "$here/conversation.py" "$url"
   stop
   first=0

@@ -25,7 +25,7 @@ use tokio_rustls::TlsAcceptor;
 
 use crate::{options::Timeouts, routes, state::App};
 
-/// A head beyond this many bytes is refused (431).
+/// A head beyond this many bytes is refused (431), and one that comes at once beyond some 100 KiB.
 const MOST_HEAD_BYTES: usize = 64 << 10;
 
 /// What is waited for after the system had no socket left.
