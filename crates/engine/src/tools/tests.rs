@@ -1,8 +1,9 @@
 use serde_json::{Value, json};
+use text::{Detokenizer, TokenType};
 
 use super::*;
 use crate::constraint::Format;
-use crate::constraint::tests::{Fate, fate, vocabulary};
+use crate::constraint::tests::{Fate, fate, vocabulary, vocabulary_with};
 
 const PROMPTED: ToolFormat = ToolFormat::Prompted { in_user: false };
 
@@ -121,6 +122,49 @@ fn answers() -> Vec<(ToolFormat, String, Vec<Delta>)> {
         // Text after a call that looks like its end.
         (Hermes, format!("<tool_call>{{\"name\":\"weather\",{arguments}}}</tool"), then(paris(), "</tool")),
         (Hermes, format!("<tool_call>{{\"name\":\"weather\",{arguments}}} and on"), then(paris(), " and on")),
+        // Without the marker: bare, in a block of code, after one with it, and where the marker is a token.
+        (Hermes, format!("{{\"name\": \"weather\", {arguments}}}"), paris()),
+        (Hermes, format!("\n{{\"name\": \"weather\", {arguments}}}\nIt rains."), then(paris(), "\nIt rains.")),
+        (Hermes, format!("```json\n{{\n  \"name\": \"weather\",\n  {arguments}\n}}\n```"), paris()),
+        (Hermes, format!("```\n{{\"name\": \"weather\", {arguments}}}\n``` Done."), then(paris(), " Done.")),
+        (
+            Hermes,
+            format!(
+                "```json\n{{\"name\": \"weather\", {arguments}}}\n{{\"name\": \"now\", \"arguments\": {{}}}}\n```\n"
+            ),
+            both(),
+        ),
+        (
+            Hermes,
+            format!(
+                "\n{{\"name\": \"weather\", {arguments}}}\n</tool_call>\n\n{{\"name\": \"now\", \"arguments\": {{}}}}\n</tool_call>"
+            ),
+            both(),
+        ),
+        (
+            Hermes,
+            format!("{{\"name\": \"weather\", {arguments}}}\n```json\n{{\"name\": \"now\", \"arguments\": {{}}}}\n```"),
+            both(),
+        ),
+        // Whatever closes a call is none of the text.
+        (
+            Hermes,
+            format!("<tool_call>{{\"name\":\"weather\",{arguments}}}</tool_call></tool_call> x"),
+            then(paris(), " x"),
+        ),
+        (Hermes, format!("```json\n{{\"name\":\"weather\",{arguments}}}\n</tool_call>\n``` x"), then(paris(), " x")),
+        // Only what opened a block of code closes it.
+        (
+            Hermes,
+            format!("<tool_call>{{\"name\":\"weather\",{arguments}}}</tool_call>\n```\nls\n```"),
+            then(paris(), "\n```\nls\n```"),
+        ),
+        (Hermes, format!("<tool_call>{{\"name\":\"weather\",{arguments}}}</tool_call>\n```"), then(paris(), "\n```")),
+        (
+            Hermes,
+            format!("{{\"name\":\"weather\",{arguments}}}{{\"name\": \"unknown\", \"arguments\": {{}}}}"),
+            then(paris(), "{\"name\": \"unknown\", \"arguments\": {}}"),
+        ),
         // A second call that is none.
         (
             Hermes,
@@ -183,7 +227,12 @@ fn answers() -> Vec<(ToolFormat, String, Vec<Delta>)> {
             (Hermes, "<tool_call>\n{\"name\": \"weather\", \"arg"),
             (Hermes, "<tool_call>\n{\"name\": \"weather\" \"arguments\": {}}\n</tool_call> caf\u{e9}"),
             (Hermes, "<tool_call><tool_call>"),
-            (Hermes, "{\"name\": \"weather\", \"arguments\": {}}"),
+            (Hermes, "{\"name\": \"unknown\", \"arguments\": {}}"),
+            (Hermes, "{\"city\": \"Paris\"}"),
+            (Hermes, "```json\n{\"name\": \"unknown\", \"arguments\": {}}\n```"),
+            (Hermes, "```python\nprint({})\n```"),
+            (Hermes, "```\n<tool_"),
+            (Hermes, "See {\"name\": \"weather\", \"arguments\": {}}"),
             (Llama, "{\"city\": \"Paris\"}"),
             (Llama, "{"),
             (Llama, "{\"name\": \"Ada\"}"),
@@ -315,10 +364,76 @@ fn text_is_not_held_longer_than_needed() {
         ]
     );
     assert_eq!(parser.push("ty\": 1"), [Delta::CallArguments { index: 0, text: "ty\": 1".to_owned() }]);
-    assert_eq!(parser.calls(), 1);
     let mut parser = Parser::new(ToolFormat::Llama, &tools());
     assert_eq!(parser.push("{\"cit"), []);
     assert_eq!(parser.push("y\":"), [text("{\"city\":")]);
+}
+
+/// An object with the name of a tool, where answers are JSON.
+#[test]
+fn an_answer_of_a_format_is_no_call_without_a_marker() {
+    let named = "{\"name\": \"now\"}";
+    let called = [Delta::CallStart { index: 0, name: "now".to_owned() }];
+    for (answer, calls) in [
+        (named.to_owned(), false),
+        (format!("```json\n{named}\n```"), false),
+        (format!("<tool_call>\n{named}\n</tool_call>"), true),
+        // What a marker that is a control token leaves of a call.
+        (format!("\n{named}\n</tool_call>"), true),
+    ] {
+        for step in 1..=answer.len() {
+            let mut parser = Parser::new(ToolFormat::Hermes, &tools()).marked();
+            let pieces = answer.as_bytes().chunks(step).map(|piece| std::str::from_utf8(piece).unwrap());
+            let mut deltas: Vec<Delta> = pieces.flat_map(|piece| parser.push(piece)).collect();
+            deltas.extend(parser.finish());
+            let deltas = joined(deltas);
+            if calls {
+                assert_eq!(deltas[..1], called, "{answer:?} by {step}");
+            } else {
+                assert_eq!(deltas, [text(&answer)], "by {step}");
+            }
+        }
+    }
+}
+
+/// What a grammar allows, the parser finds in what is printed of it.
+#[test]
+fn calls_that_a_control_token_begins_are_found() {
+    let now = "{\"name\": \"now\", \"arguments\": {}}";
+    for (format, one, two) in [
+        (
+            ToolFormat::Hermes,
+            format!("<tool_call>\n{now}\n</tool_call>"),
+            format!("<tool_call>\n{now}\n</tool_call>\n<tool_call>\n{now}\n</tool_call>"),
+        ),
+        (ToolFormat::Mistral, format!("[TOOL_CALLS] [{now}]"), format!("[TOOL_CALLS][{now}, {now}]")),
+    ] {
+        let vocabulary = vocabulary_with(TokenType::Control);
+        let tokenizer = vocabulary.tokenizer();
+        let choice = ToolChoice::Auto;
+        let grammar = format.grammar(&tools(), &choice, true, None, tokenizer).unwrap().unwrap();
+        let compiled = vocabulary.compile(&Format::Tools(grammar.clone())).unwrap();
+        for (answer, want, calls) in [
+            (String::new(), Fate::Whole, 0),
+            ("Text.".to_owned(), Fate::Whole, 0),
+            (one.clone(), Fate::Whole, 1),
+            (two, Fate::Whole, 2),
+            (format!("Text. {one}"), Fate::Refused(6), 0),
+            (format!("{one} Text."), Fate::Refused(one.len()), 1),
+        ] {
+            assert_eq!(fate(&vocabulary, &compiled, &answer), want, "{format:?} {answer:?}\n{}", grammar.exact);
+            let Fate::Whole = want else { continue };
+            let mut printed = Detokenizer::new(tokenizer);
+            let pieces: Vec<String> =
+                tokenizer.encode(&answer, true).unwrap().into_iter().map(|id| printed.push(id)).collect();
+            assert!(calls == 0 || pieces.concat().len() < answer.len(), "the marker is not printed");
+            let pieces: Vec<&str> = pieces.iter().map(String::as_str).collect();
+            let deltas = parse(format, &pieces);
+            let found = deltas.iter().filter(|delta| matches!(delta, Delta::CallEnd { whole: true, .. })).count();
+            assert_eq!(found, calls, "{format:?} {answer:?}: {deltas:?}");
+            assert!(calls == 0 || !deltas.iter().any(|delta| matches!(delta, Delta::Text(_))), "{deltas:?}");
+        }
+    }
 }
 
 #[test]
@@ -422,7 +537,8 @@ fn grammars_hold_answers_to_the_tools() {
             vec![
                 ("Text.".to_owned(), Whole),
                 ("".to_owned(), Whole),
-                (format!("Text. {mistral}]"), Whole),
+                (format!("{mistral}]"), Whole),
+                (format!("Text. {mistral}]"), Refused(6)),
                 (format!("{mistral},"), Refused(mistral.len())),
             ],
         ),
