@@ -47,7 +47,7 @@ fn wrong_arguments_are_misuse() {
         (&["run", "--frob"], "--frob"),
         (&["run", "--temperature", "hot", "x"], "--temperature"),
         (&["run", "--temperature", "-1", "x"], "temperature"),
-        (&["run", "--top-p", "0", "x"], "top_p"),
+        (&["run", "--top-p", "1.5", "x"], "top_p"),
         (&["run", "--threads", "0", "x"], "--threads"),
         (&["run", "--ctx", "0", "x"], "--ctx"),
         (&["bench", "--chunk", "0"], "--chunk"),

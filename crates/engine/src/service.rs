@@ -62,9 +62,9 @@ pub enum SubmitError {
 /// Hears what happens to the sequences of a request: the index of the choice, and the event. It is called on the
 /// engine's thread, between steps: it must not block.
 ///
-/// With [`ControlFlow::Break`] it says that nobody listens any more: what is left of the request is cancelled before the
-/// next step, and the sink is dropped without another word. A sink that is dropped before each choice had its last event
-/// and that never broke off belonged to a service that is gone.
+/// With [`ControlFlow::Break`] it says that nobody listens any more: what is left of the request is cancelled before
+/// the next step, and the sink is dropped without another word. A sink that never broke off, and is dropped before each
+/// choice had its last event, belonged to a service that is gone.
 pub type Sink = Box<dyn FnMut(usize, Event) -> ControlFlow<()> + Send>;
 
 /// Time that a stopping service with nothing left to run waits for a further prompt of what it ran.
@@ -157,9 +157,9 @@ impl Service {
     }
 
     /// Queues a further prompt of a request that is under way. Neither a full queue nor a stop in progress refuses it:
-    /// what was taken is finished, within the grace of [`Service::stop`]. As nothing else bounds them, callers bound how
-    /// many they add; and they add the next one as soon as they hear of an end, as a stopping service that has nothing
-    /// to run does not wait long.
+    /// what was taken is finished, within the grace of [`Service::stop`]. As nothing else bounds them, callers bound
+    /// how many they add; and they add the next one as soon as they hear of an end, as a stopping service that has
+    /// nothing to run does not wait long.
     ///
     /// # Errors
     /// Where the request cannot be run, or the engine's thread has ended.

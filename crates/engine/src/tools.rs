@@ -18,8 +18,9 @@
 //! others; they are then not given the tools.
 //!
 //! With [`ToolChoice::Auto`] the model writes what it likes, or JSON of a given schema, until it begins a call, and is
-//! held to the tools from there on. The arguments follow the schema of the tool: exactly where the tool is `strict`, else as far as its keywords can
-//! be enforced.
+//! held to the tools from there on; where a control token begins a call, an answer is either text or calls. The
+//! arguments follow the schema of the tool: exactly where the tool is `strict`, else as far as its keywords can be
+//! enforced. A call of Hermes without its marker is read as one, and held to nothing.
 
 mod grammar;
 mod header;

@@ -16,14 +16,16 @@ pub(crate) struct Calls {
     tools: Vec<Tool>,
     choice: ToolChoice,
     parallel: bool,
+    /// Whether an answer that is no call has a format: JSON is then no call unless it is marked as one.
+    formatted: bool,
 }
 
 impl Calls {
     /// The tools of a request; with none, what earlier turns called is still told the model's way.
-    pub(crate) fn new(model: &Model, tools: Option<&Tools>) -> Calls {
+    pub(crate) fn new(model: &Model, tools: Option<&Tools>, formatted: bool) -> Calls {
         let format = model.service.tool_format();
         let Some(Tools { functions, choice, parallel }) = tools else {
-            return Calls { format, tools: Vec::new(), choice: ToolChoice::None, parallel: false };
+            return Calls { format, tools: Vec::new(), choice: ToolChoice::None, parallel: false, formatted };
         };
         let tool = |function: &Function| Tool {
             name: function.name.clone(),
@@ -37,7 +39,7 @@ impl Calls {
             Choice::Required => ToolChoice::Required,
             Choice::Named(name) => ToolChoice::Named(name.clone()),
         };
-        Calls { format, tools: functions.iter().map(tool).collect(), choice, parallel: *parallel }
+        Calls { format, tools: functions.iter().map(tool).collect(), choice, parallel: *parallel, formatted }
     }
 
     /// Whether the model may make calls.
@@ -84,6 +86,8 @@ impl Calls {
 
     /// Reads the calls of one answer; `None` where there may be none.
     pub(crate) fn parser(&self) -> Option<Parser> {
-        self.may_call().then(|| Parser::new(self.format, &self.tools))
+        let parser = self.may_call().then(|| Parser::new(self.format, &self.tools))?;
+        let is_either = self.formatted && self.choice == ToolChoice::Auto;
+        Some(if is_either { parser.marked() } else { parser })
     }
 }

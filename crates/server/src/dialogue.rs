@@ -30,7 +30,7 @@ impl Dialogue {
     pub(crate) fn prepare(self, model: &Model, most_tokens: Option<usize>) -> Result<Job, ApiError> {
         let service = &model.service;
         check_sampler(model, &self.sampler)?;
-        let calls = Calls::new(model, self.tools.as_ref());
+        let calls = Calls::new(model, self.tools.as_ref(), self.format.is_some());
         let grammar = calls.grammar(model, self.format.as_ref(), self.format_field)?;
         let failed = |error| ApiError::engine(&error, self.prompt_field);
         let messages = calls.messages(&self.messages);

@@ -8,6 +8,11 @@ const PADDING: usize = 37;
 
 /// A vocabulary of the 256 bytes, in the letters that byte-level vocabularies give them, and of a few more tokens.
 pub(crate) fn vocabulary() -> Vocabulary {
+    vocabulary_with(TokenType::UserDefined)
+}
+
+/// The same, with `<tool_call>` of a type.
+pub(crate) fn vocabulary_with(tool_call: TokenType) -> Vocabulary {
     let plain = |byte: u8| matches!(byte, b'!'..=b'~' | 0xa1..=0xac | 0xae..=0xff);
     let mut beyond = 256;
     let letter = |byte: u8| {
@@ -25,7 +30,7 @@ pub(crate) fn vocabulary() -> Vocabulary {
     let mut vocab = Vocab::bpe("gpt-2", tokens, vec![]);
     vocab.types = vec![TokenType::Normal; 256];
     vocab.types.extend([TokenType::Control; 3]);
-    vocab.types.extend([TokenType::UserDefined, TokenType::UserDefined, TokenType::Unused]);
+    vocab.types.extend([tool_call, TokenType::UserDefined, TokenType::Unused]);
     vocab.eos = Some(END);
     Vocabulary::new(Arc::new(Tokenizer::from_vocab(vocab).unwrap()))
 }

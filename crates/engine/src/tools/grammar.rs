@@ -177,7 +177,8 @@ impl Writer<'_> {
                 writeln!(lark, "start: TEXT | before {first}\nbefore[lazy]: /(?s:.*){text}/")
                     .and_then(|()| writeln!(lark, "TEXT: /(?s:.*)/ & ~/(?s:.*){text}(?s:.*)/"))
             }
-            (true, None) => writeln!(lark, "start: TEXT? ({marker} {first})?\nTEXT: /(?s:.+)/"),
+            // A token that the text does not show is found at the beginning of an answer alone.
+            (true, None) => writeln!(lark, "start: TEXT | {marker} {first}\nTEXT: /(?s:.*)/"),
         };
         lark
     }

@@ -40,11 +40,17 @@ pub enum Delta {
 /// around them is closed, or cannot be any more.
 ///
 /// Markers that are control tokens (`[TOOL_CALLS]`, `<|python_tag|>`) are understood where the text shows them and, at
-/// the beginning of an answer, where it does not.
+/// the beginning of an answer, where it does not. There models of [`ToolFormat::Hermes`] also write calls without any
+/// marker, bare or in a block of code (Qwen 2.5 Coder), and those are calls too, unless [`Parser::marked`] says
+/// otherwise.
 #[derive(Debug)]
 pub struct Parser {
     format: ToolFormat,
     names: Vec<String>,
+    /// Whether JSON without a marker is an answer.
+    marked: bool,
+    /// Whether the last call stands in a block of code that is not closed.
+    fenced: bool,
     state: State,
     /// Text not yet told.
     held: String,
@@ -80,12 +86,16 @@ impl Parser {
     /// A parser for the beginning of an answer of a model that was offered `tools`.
     pub fn new(format: ToolFormat, tools: &[Tool]) -> Parser {
         let names = tools.iter().map(|tool| tool.name.clone()).collect();
-        Parser { format, names, state: State::Text, held: String::new(), calls: 0, fresh: true }
+        let (marked, fenced) = (false, false);
+        Parser { format, names, marked, fenced, state: State::Text, held: String::new(), calls: 0, fresh: true }
     }
 
-    /// Calls begun so far.
-    pub fn calls(&self) -> usize {
-        self.calls
+    /// Takes JSON without a marker for an answer: where one that calls nothing is held to a format
+    /// ([`ToolFormat::takes_answer`]), an object with the name of a tool may be just that.
+    #[must_use]
+    pub fn marked(mut self) -> Parser {
+        self.marked = true;
+        self
     }
 
     /// Takes the next piece.
@@ -103,10 +113,9 @@ impl Parser {
             State::Text | State::Header { .. } => {
                 let mut rest = std::mem::take(&mut self.held);
                 if self.follows_call() {
-                    if let Some(close) = closing(self.format, &rest) {
-                        rest.drain(..close.unwrap_or(0));
-                    }
-                    if rest.trim().is_empty() || rest.trim() == FENCE {
+                    // A fence was held for what might have followed it; every other close was dropped as it came.
+                    let is_fence = rest.trim() == FENCE && self.closing(&rest).is_some();
+                    if rest.trim().is_empty() || is_fence {
                         rest.clear();
                     }
                 }
@@ -161,8 +170,13 @@ impl Parser {
     /// Tells what cannot begin a call.
     fn text(&mut self, deltas: &mut Vec<Delta>) -> bool {
         if self.follows_call() {
-            match closing(self.format, &self.held) {
-                Some(Some(end)) => drop(self.held.drain(..end)),
+            match self.closing(&self.held) {
+                Some(Some(end)) => {
+                    self.fenced &= !self.held[..end].ends_with(FENCE);
+                    self.held.drain(..end);
+                    // Another may follow, in this piece as in the next.
+                    return true;
+                }
                 Some(None) => return false,
                 None => {}
             }
@@ -199,7 +213,11 @@ impl Parser {
         }
         // What may stand before the brace.
         let leads: &[&str] = match self.format {
-            ToolFormat::Hermes => &["<tool_call>"],
+            // Where the marker is a token that the text does not show, a line end follows it, and no answer begins so.
+            ToolFormat::Hermes if self.marked && blank > 0 => &["<tool_call>", ""],
+            ToolFormat::Hermes if self.marked => &["<tool_call>"],
+            ToolFormat::Hermes if self.calls > 0 => &["<tool_call>", "```json\n", ""],
+            ToolFormat::Hermes => &["<tool_call>", "```json\n", "```\n", ""],
             ToolFormat::Mistral if self.calls > 0 => &["[TOOL_CALLS]", ","],
             ToolFormat::Mistral => &["[TOOL_CALLS]", "["],
             ToolFormat::Llama | ToolFormat::Prompted { .. } if self.calls > 0 => {
@@ -228,6 +246,17 @@ impl Parser {
         if partial { Opening::Partial } else { Opening::None }
     }
 
+    /// Bytes of what closes a call, at the beginning of `text`; `Some(None)` where more text must tell.
+    fn closing(&self, text: &str) -> Option<Option<usize>> {
+        let closes: &[&str] = match self.format {
+            ToolFormat::Hermes if self.fenced => &[FENCE, "</tool_call>"],
+            ToolFormat::Hermes => &["</tool_call>"],
+            ToolFormat::Mistral => &["]"],
+            ToolFormat::Llama | ToolFormat::Prompted { .. } => &[FENCE],
+        };
+        closes.iter().find_map(|close| closing(close, text))
+    }
+
     /// Reads up to the arguments of a call.
     fn header(&mut self, prefix: usize, deltas: &mut Vec<Delta>) -> bool {
         let mut start = prefix;
@@ -241,7 +270,11 @@ impl Parser {
                 start = self.held.len() - list.len() + 1;
             }
         }
-        match header::read(&self.held[start..], &self.names) {
+        let header = header::read(&self.held[start..], &self.names);
+        if matches!(header, Header::Ready { .. } | Header::Whole { .. }) {
+            self.fenced |= self.held[..prefix].contains(FENCE);
+        }
+        match header {
             Header::Partial => return false,
             Header::Bad => {
                 // It was text, up to where something else may begin.
@@ -332,14 +365,9 @@ impl Parser {
 /// What closes a block of code.
 const FENCE: &str = "```";
 
-/// Bytes of what closes a call, at the beginning of `text`; `Some(None)` where more text must tell.
-fn closing(format: ToolFormat, text: &str) -> Option<Option<usize>> {
+/// Bytes up to the end of `close`, at the beginning of `text`; `Some(None)` where more text must tell.
+fn closing(close: &str, text: &str) -> Option<Option<usize>> {
     let trimmed = text.trim_start();
-    let close = match format {
-        ToolFormat::Hermes => "</tool_call>",
-        ToolFormat::Mistral => "]",
-        ToolFormat::Llama | ToolFormat::Prompted { .. } => FENCE,
-    };
     match trimmed.strip_prefix(close) {
         // A fence that is followed by a word opens another call.
         Some("") if close == FENCE => Some(None),

@@ -1,8 +1,11 @@
 use serde_json::{Value, json};
+use text::{Detokenizer, TokenType};
 
 use super::*;
 use crate::constraint::Format;
-use crate::constraint::tests::{Fate, fate, vocabulary};
+use crate::constraint::tests::{Fate, fate, vocabulary, vocabulary_with};
+
+mod parser;
 
 const PROMPTED: ToolFormat = ToolFormat::Prompted { in_user: false };
 
@@ -58,267 +61,44 @@ fn broken(index: usize, name: &str, arguments: &str) -> Vec<Delta> {
     vec![start, arguments, Delta::CallEnd { index, whole: false }]
 }
 
-/// Answers and what they are read as.
-fn answers() -> Vec<(ToolFormat, String, Vec<Delta>)> {
-    use ToolFormat::{Hermes, Llama, Mistral};
-    let paris_text = r#"{"city": "Paris"}"#;
-    let paris = || call(0, "weather", paris_text).to_vec();
-    let both = || [call(0, "weather", r#"{"city": "Paris"}"#), call(1, "now", "{}")].concat();
-    let then = |mut deltas: Vec<Delta>, more: &str| {
-        deltas.push(text(more));
-        deltas
-    };
-    let after = |words: &str, deltas: Vec<Delta>| [vec![text(words)], deltas].concat();
-    let plain =
-        |format, words: &str| (format, words.to_owned(), if words.is_empty() { vec![] } else { vec![text(words)] });
-    let arguments = r#""arguments": {"city": "Paris"}"#;
-    let parameters = r#""parameters": {"city": "Paris"}"#;
-    let mut answers = vec![
-        (Hermes, format!("<tool_call>\n{{\"name\": \"weather\", {arguments}}}\n</tool_call>"), paris()),
-        (Hermes, format!("<tool_call>{{\"name\":\"weather\",{arguments}}}</tool_call>\n"), paris()),
-        (
-            Hermes,
-            format!(
-                "I look. \n<tool_call>\n{{\"name\": \"weather\", {arguments}}}\n</tool_call>\n<tool_call>\n{{\"name\": \"now\", \"arguments\": {{}}}}\n</tool_call>"
-            ),
-            after("I look.", both()),
-        ),
-        (
-            Hermes,
-            format!("<tool_call>\n{{\"name\": \"weather\", {arguments}}}\n</tool_call>\nDone. "),
-            then(paris(), "\nDone. "),
-        ),
-        (
-            Hermes,
-            format!("<tool_call>\n{{{arguments}, \"name\": \"weather\"}}\n</tool_call>"),
-            call(0, "weather", r#"{"city":"Paris"}"#).to_vec(),
-        ),
-        (Hermes, "<tool_call>\n{\"name\": \"now\"}\n</tool_call>".to_owned(), call(0, "now", "{}").to_vec()),
-        // Broken off within the arguments.
-        (
-            Hermes,
-            "<tool_call>\n{\"name\": \"weather\", \"arguments\": {\"city\": \"Pa".to_owned(),
-            broken(0, "weather", r#"{"city": "Pa"#),
-        ),
-        // Broken off after them, in another key, and gone on with as no JSON does.
-        (Hermes, format!("<tool_call>\n{{\"name\": \"weather\", {arguments}"), broken(0, "weather", paris_text)),
-        (
-            Hermes,
-            format!("<tool_call>{{\"name\": \"weather\", {arguments}, \"id\": 1"),
-            broken(0, "weather", paris_text),
-        ),
-        (
-            Hermes,
-            format!("<tool_call>{{\"name\": \"weather\", {arguments}</tool_call>"),
-            broken(0, "weather", paris_text),
-        ),
-        // Brackets and ends in strings.
-        (
-            Hermes,
-            r#"<tool_call>{"name": "weather", "arguments": {"city": "}\"</tool_call>\\"}}</tool_call>"#.to_owned(),
-            call(0, "weather", r#"{"city": "}\"</tool_call>\\"}"#).to_vec(),
-        ),
-        // Text after a call that looks like its end.
-        (Hermes, format!("<tool_call>{{\"name\":\"weather\",{arguments}}}</tool"), then(paris(), "</tool")),
-        (Hermes, format!("<tool_call>{{\"name\":\"weather\",{arguments}}} and on"), then(paris(), " and on")),
-        // A second call that is none.
-        (
-            Hermes,
-            format!("<tool_call>{{\"name\":\"weather\",{arguments}}}</tool_call><tool_call>oops"),
-            then(paris(), "<tool_call>oops"),
-        ),
-        (Llama, format!("{{\"name\": \"weather\", {parameters}}}"), paris()),
-        (Llama, format!("<|python_tag|>{{\"name\": \"weather\", {parameters}}}"), paris()),
-        (
-            Llama,
-            format!("Now:\n<|python_tag|>{{\"type\": \"function\", \"name\": \"weather\", {parameters}}}"),
-            after("Now:", paris()),
-        ),
-        (
-            Llama,
-            format!("\n {{\"name\": \"weather\", {parameters}}}; {{\"name\": \"now\", \"parameters\": {{}}}}"),
-            both(),
-        ),
-        (PROMPTED, format!("```json\n{{\"name\": \"weather\", {parameters}}}\n```"), paris()),
-        (
-            PROMPTED,
-            format!("```tool_code\n{{\n  \"name\": \"weather\",\n  {parameters}\n}}\n```\nWait."),
-            then(paris(), "\nWait."),
-        ),
-        (
-            PROMPTED,
-            format!("{{\"name\": \"weather\", {parameters}}}\n{{\"name\": \"now\", \"parameters\": {{}}}}"),
-            both(),
-        ),
-        (
-            PROMPTED,
-            format!(
-                "{{\"name\": \"weather\", {parameters}}}\n```json\n{{\"name\": \"now\", \"parameters\": {{}}}}\n```"
-            ),
-            both(),
-        ),
-        (Mistral, format!("[TOOL_CALLS] [{{\"name\": \"weather\", {arguments}}}]"), paris()),
-        (
-            Mistral,
-            format!(
-                "[TOOL_CALLS][{{\"name\": \"weather\", {arguments}, \"id\": \"abcdefghi\"}}, {{\"name\": \"now\", \"arguments\": {{}}}}]"
-            ),
-            both(),
-        ),
-        (
-            Mistral,
-            format!("So: [TOOL_CALLS] [{{\"name\": \"weather\", {arguments}, \"n\": 12}}]"),
-            after("So:", paris()),
-        ),
-        // The marker is a control token that the text does not show.
-        (Mistral, format!(" [{{\"name\": \"weather\", {arguments}}}]"), paris()),
-    ];
-    // What is no call is text, as it was.
-    answers.extend(
-        [
-            (Hermes, ""),
-            (Hermes, "  Plain text.\n\n  With <tool and < and <tool_cal\n"),
-            (Hermes, "a <tool_call> is no call"),
-            (Hermes, "<tool_call>\n{\"name\": \"unknown\", \"arguments\": {}}\n</tool_call>"),
-            (Hermes, "<tool_call>\n{\"name\": \"weather\", \"arg"),
-            (Hermes, "<tool_call>\n{\"name\": \"weather\" \"arguments\": {}}\n</tool_call> caf\u{e9}"),
-            (Hermes, "<tool_call><tool_call>"),
-            (Hermes, "{\"name\": \"weather\", \"arguments\": {}}"),
-            (Llama, "{\"city\": \"Paris\"}"),
-            (Llama, "{"),
-            (Llama, "{\"name\": \"Ada\"}"),
-            (Llama, "See {\"name\": \"weather\", \"parameters\": {}}"),
-            (Llama, "<|python_tag|>print(1)"),
-            (PROMPTED, "```python\nprint({})\n```"),
-            (PROMPTED, "```json\n{\"a\": 1}\n```"),
-            (PROMPTED, "``` "),
-            (Mistral, "[1, 2]"),
-            (Mistral, "[TOOL_CALLS] nothing"),
-            (Mistral, "[{\"a\": 1}]"),
-        ]
-        .map(|(format, words)| plain(format, words)),
-    );
-    answers
-}
-
+/// What a grammar allows, the parser finds in what is printed of it.
 #[test]
-fn answers_are_read() {
-    for (format, answer, want) in answers() {
-        assert_eq!(parse(format, &[&answer]), want, "{format:?} {answer:?}");
-    }
-}
-
-/// A generator of pseudo-random numbers (Knuth's MMIX).
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, n: usize) -> usize {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (self.0 >> 33) as usize % n
-    }
-}
-
-#[test]
-fn cuts_change_nothing() {
-    let cut = |answer: &str, at: &mut dyn FnMut(usize) -> bool| {
-        let mut pieces = vec![String::new()];
-        for (index, c) in answer.char_indices() {
-            if index > 0 && at(index) {
-                pieces.push(String::new());
-            }
-            pieces.last_mut().unwrap().push(c);
-        }
-        pieces
-    };
-    let mut random = Random(1);
-    for (format, answer, want) in answers() {
-        let check = |pieces: Vec<String>| {
+fn calls_that_a_control_token_begins_are_found() {
+    let now = "{\"name\": \"now\", \"arguments\": {}}";
+    for (format, one, two) in [
+        (
+            ToolFormat::Hermes,
+            format!("<tool_call>\n{now}\n</tool_call>"),
+            format!("<tool_call>\n{now}\n</tool_call>\n<tool_call>\n{now}\n</tool_call>"),
+        ),
+        (ToolFormat::Mistral, format!("[TOOL_CALLS] [{now}]"), format!("[TOOL_CALLS][{now}, {now}]")),
+    ] {
+        let vocabulary = vocabulary_with(TokenType::Control);
+        let tokenizer = vocabulary.tokenizer();
+        let choice = ToolChoice::Auto;
+        let grammar = format.grammar(&tools(), &choice, true, None, tokenizer).unwrap().unwrap();
+        let compiled = vocabulary.compile(&Format::Tools(grammar.clone())).unwrap();
+        for (answer, want, calls) in [
+            (String::new(), Fate::Whole, 0),
+            ("Text.".to_owned(), Fate::Whole, 0),
+            (one.clone(), Fate::Whole, 1),
+            (two, Fate::Whole, 2),
+            (format!("Text. {one}"), Fate::Refused(6), 0),
+            (format!("{one} Text."), Fate::Refused(one.len()), 1),
+        ] {
+            assert_eq!(fate(&vocabulary, &compiled, &answer), want, "{format:?} {answer:?}\n{}", grammar.exact);
+            let Fate::Whole = want else { continue };
+            let mut printed = Detokenizer::new(tokenizer);
+            let pieces: Vec<String> =
+                tokenizer.encode(&answer, true).unwrap().into_iter().map(|id| printed.push(id)).collect();
+            assert!(calls == 0 || pieces.concat().len() < answer.len(), "the marker is not printed");
             let pieces: Vec<&str> = pieces.iter().map(String::as_str).collect();
-            assert_eq!(parse(format, &pieces), want, "{format:?} {pieces:?}");
-        };
-        check(cut(&answer, &mut |_| true));
-        for one in 1..answer.len() {
-            check(cut(&answer, &mut |index| index == one));
-        }
-        for _ in 0..20 {
-            check(cut(&answer, &mut |_| random.below(4) == 0));
+            let deltas = parse(format, &pieces);
+            let found = deltas.iter().filter(|delta| matches!(delta, Delta::CallEnd { whole: true, .. })).count();
+            assert_eq!(found, calls, "{format:?} {answer:?}: {deltas:?}");
+            assert!(calls == 0 || !deltas.iter().any(|delta| matches!(delta, Delta::Text(_))), "{deltas:?}");
         }
     }
-}
-
-/// Words of all formats in any order: read without failing, the same however cut.
-#[test]
-fn any_text_is_read() {
-    let words = [
-        "<tool_call>",
-        "</tool_call>",
-        "\n",
-        " ",
-        "{",
-        "}",
-        "\"name\": ",
-        "\"weather\"",
-        ", ",
-        "\"arguments\": ",
-        "\"parameters\": ",
-        "{\"city\": \"x\"}",
-        "[TOOL_CALLS]",
-        "[",
-        "]",
-        "<|python_tag|>",
-        "```json\n",
-        "```",
-        "text",
-        "\u{e9}",
-        "\\",
-        "\"",
-        ";",
-        "{\"name\": \"weather\", \"arguments\": {",
-        "1",
-        "null",
-    ];
-    let mut random = Random(7);
-    for round in 0..8_000 {
-        let format = [ToolFormat::Hermes, ToolFormat::Llama, ToolFormat::Mistral, PROMPTED][round % 4];
-        let pieces: Vec<&str> = (0..random.below(14)).map(|_| words[random.below(words.len())]).collect();
-        let whole = parse(format, &[&pieces.concat()]);
-        assert_eq!(parse(format, &pieces), whole, "{format:?} {pieces:?}");
-        let letters: Vec<String> = pieces.concat().chars().map(String::from).collect();
-        let letters: Vec<&str> = letters.iter().map(String::as_str).collect();
-        assert_eq!(parse(format, &letters), whole, "{format:?} {pieces:?}");
-        if !whole.iter().any(|delta| matches!(delta, Delta::CallStart { .. })) {
-            assert_eq!(
-                whole,
-                joined(vec![text(&pieces.concat())]).into_iter().filter(|d| *d != text("")).collect::<Vec<_>>()
-            );
-        }
-        // Calls begin and end in turn.
-        let ends = whole.iter().filter(|delta| matches!(delta, Delta::CallEnd { .. })).count();
-        let starts: Vec<usize> = whole
-            .iter()
-            .filter_map(|d| if let Delta::CallStart { index, .. } = d { Some(*index) } else { None })
-            .collect();
-        assert_eq!(starts, (0..ends).collect::<Vec<_>>());
-    }
-}
-
-#[test]
-fn text_is_not_held_longer_than_needed() {
-    let mut parser = Parser::new(ToolFormat::Hermes, &tools());
-    assert_eq!(parser.push("Hello <tool"), [text("Hello")]);
-    assert_eq!(parser.push("s> are"), [text(" <tools> are")]);
-    assert_eq!(
-        parser.push("<tool_call>\n{\"name\": \"weather\", \"arguments\": {\"ci"),
-        [
-            Delta::CallStart { index: 0, name: "weather".to_owned() },
-            Delta::CallArguments { index: 0, text: "{\"ci".to_owned() },
-        ]
-    );
-    assert_eq!(parser.push("ty\": 1"), [Delta::CallArguments { index: 0, text: "ty\": 1".to_owned() }]);
-    assert_eq!(parser.calls(), 1);
-    let mut parser = Parser::new(ToolFormat::Llama, &tools());
-    assert_eq!(parser.push("{\"cit"), []);
-    assert_eq!(parser.push("y\":"), [text("{\"city\":")]);
 }
 
 #[test]
@@ -422,7 +202,8 @@ fn grammars_hold_answers_to_the_tools() {
             vec![
                 ("Text.".to_owned(), Whole),
                 ("".to_owned(), Whole),
-                (format!("Text. {mistral}]"), Whole),
+                (format!("{mistral}]"), Whole),
+                (format!("Text. {mistral}]"), Refused(6)),
                 (format!("{mistral},"), Refused(mistral.len())),
             ],
         ),

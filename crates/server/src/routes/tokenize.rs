@@ -62,7 +62,7 @@ fn ids(model: &Arc<Model>, request: TokenizeRequest) -> Result<Vec<u32>, ApiErro
             let variables = request.chat_template_kwargs.unwrap_or_default();
             let functions = tools::functions(request.tools.unwrap_or_default())?;
             let tools = Tools::new(functions, Choice::Auto, None)?;
-            let calls = Calls::new(model, tools.as_ref());
+            let calls = Calls::new(model, tools.as_ref(), false);
             let chat = calls.messages(&messages(chat)?);
             let text = service.render(&chat, calls.declared().as_deref(), &variables);
             (text.map_err(|error| ApiError::engine(&error, "messages"))?, "messages", true)
