@@ -16,8 +16,10 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mut args = std::env::args().skip(1);
     let model = args.next().ok_or("a model file")?;
     let numbers: Vec<usize> = args.map(|arg| arg.parse()).collect::<Result<_, _>>()?;
-    let [clients, tokens] = numbers[..2] else { return Err("MODEL CLIENTS TOKENS [PROMPT_TOKENS]".into()) };
-    let prompt_tokens = numbers.get(2).copied().unwrap_or(16);
+    let &[clients, tokens, ref rest @ ..] = &numbers[..] else {
+        return Err("MODEL CLIENTS TOKENS [PROMPT_TOKENS]".into());
+    };
+    let prompt_tokens = rest.first().copied().unwrap_or(16);
     let file = ModelFile::open(model.as_ref())?;
     let options = LoadOptions {
         context: Some((prompt_tokens + tokens + 1).next_multiple_of(256)),
