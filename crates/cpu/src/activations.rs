@@ -2,7 +2,10 @@
 
 use tensor::AlignedBuf;
 
-use crate::isa::{Isa, for_isa};
+use crate::{
+    isa::{Isa, for_isa},
+    math,
+};
 
 /// Elements that share a scale.
 pub(crate) const GROUP: usize = 32;
@@ -19,7 +22,8 @@ pub(crate) const BLOCK_ROWS: usize = 12;
 /// Groups with outliers are kept finer. The activations of a language model have a few channels many times larger than
 /// the rest, and 8 bits for such a group would leave little for its other elements: that, and not the rounding of
 /// ordinary groups, is most of the error of 8-bit activations. Where the largest element exceeds [`FINE_ABOVE`] times
-/// the mean absolute value of the row, a second plane holds the remainder in 1/256 of `d`: `x = d * (q + fine / 256)`.
+/// the mean absolute value of the row, a second plane holds the remainder in 1/256 of that: `x = d * (256 * q + fine)`,
+/// and `d` is the largest absolute value over `127 * 256`.
 ///
 /// Sums of quants by 16 and by 32 come along as integers and times `d`: a format whose weights are `scale * (q - zero)`
 /// starts its integer dot product at `-zero * sum`, one with a minimum adds `min * d * sum`.
@@ -54,7 +58,7 @@ pub(crate) struct Block<'a> {
     pub(crate) sums: &'a [i32],
     /// Sums of the second plane; zero where it does not count.
     pub(crate) fine_sums: &'a [i32],
-    /// `d` times the sums of both planes.
+    /// `d` times the sum of quants: with a second plane of `256 * q + fine`.
     pub(crate) scaled_sums: &'a [f32],
 }
 
@@ -143,8 +147,9 @@ impl Quantised {
                     }
                 }
                 is_fine.add(group * count + lane).write(u8::from(rounded.is_fine));
-                d.add(group * count + lane).write(rounded.scale.to_bits());
-                let total = |sum: i32, fine_sum: i32| rounded.scale * (sum as f32 + fine_sum as f32 / 256.0);
+                let (unit, steps) = if rounded.is_fine { (rounded.scale / 256.0, 256) } else { (rounded.scale, 1) };
+                d.add(group * count + lane).write(unit.to_bits());
+                let total = |sum: i32, fine_sum: i32| unit * (sum * steps + fine_sum) as f32;
                 for half in 0..2 {
                     let at = (group * 2 + half) * count + lane;
                     sums[0].add(at).write(rounded.sums[half] as u32);
@@ -192,11 +197,7 @@ fn mean_absolute_body(x: &[f32]) -> f32 {
 /// Rounds 32 finite elements to even; where the largest exceeds `limit`, their remainders too.
 #[inline(always)]
 fn round_group_body(x: &[f32; GROUP], limit: f32, out: &mut Rounded) {
-    let mut largest = [0.0f32; 16];
-    for (i, x) in x.iter().enumerate() {
-        largest[i % 16] = largest[i % 16].max(x.abs());
-    }
-    let largest = largest.iter().fold(0.0f32, |a, b| a.max(*b));
+    let largest = math::largest(&x.map(f32::abs));
     out.scale = largest / 127.0;
     // The inverse of a subnormal scale would be infinite: elements that small are zeros.
     let inverse = if out.scale >= f32::MIN_POSITIVE { 1.0 / out.scale } else { 0.0 };
@@ -245,8 +246,8 @@ mod tests {
                     let group = col / 32 * block.rows + lane;
                     let (d, is_fine) = (block.d[group], block.is_fine[group] == 1);
                     assert_eq!(is_fine, row == 3 && col >= 32);
-                    let value = d * (q(col) as f32 + fine(col) as f32 / 256.0);
-                    assert!((value - x).abs() <= d * if is_fine { 0.5001 / 127.0 } else { 0.5001 });
+                    let value = d * if is_fine { 256 * q(col) + fine(col) } else { q(col) } as f32;
+                    assert!((value - x).abs() <= d * if is_fine { 0.5001 * 256.0 / 127.0 } else { 0.5001 });
                 }
                 for group in 0..4 {
                     let sum: i32 = (0..16).map(|i| q(group * 16 + i)).sum();
@@ -259,7 +260,8 @@ mod tests {
                 assert_eq!(wide.sums[block.rows + lane], sum);
                 let fine_sum: i32 = (32..64).map(fine).sum();
                 assert_eq!(wide.fine_sums[block.rows + lane], fine_sum);
-                let total = wide.d[block.rows + lane] * (sum as f32 + fine_sum as f32 / 256.0);
+                let steps = if wide.is_fine[block.rows + lane] == 1 { 256 } else { 1 };
+                let total = wide.d[block.rows + lane] * (sum * steps + fine_sum) as f32;
                 assert_eq!(wide.scaled_sums[block.rows + lane], total);
             }
         }

@@ -8,6 +8,8 @@ use std::cmp::Reverse;
 
 use graph::{KV_BLOCK_TOKENS, Span};
 
+#[cfg(target_arch = "x86_64")]
+use crate::avx512;
 use crate::{
     isa::{Isa, for_isa},
     kv::KvCache,
@@ -54,12 +56,12 @@ pub(crate) struct Scratch {
 
 for_isa! {
     /// [`Scratch::block`]
-    fn add_block(scratch: &mut Scratch, queries: usize, dim: usize, softcap: Option<f32>) = block_of;
+    fn add_block(scratch: &mut Scratch, queries: usize, dim: usize, softcap: Option<f32>, own: Isa) = block_of;
 }
 
 #[inline(always)]
-fn block_of(scratch: &mut Scratch, queries: usize, dim: usize, softcap: Option<f32>) {
-    scratch.block(queries, dim, softcap);
+fn block_of(scratch: &mut Scratch, queries: usize, dim: usize, softcap: Option<f32>, isa: Isa) {
+    scratch.block(queries, dim, softcap, isa);
 }
 
 impl Scratch {
@@ -194,7 +196,7 @@ impl Attention {
             for query in 0..queries {
                 scratch.visible[query] = visible(query);
             }
-            add_block(isa, scratch, queries, dim, self.softcap);
+            add_block(isa, scratch, queries, dim, self.softcap, isa);
         }
         for query in 0..queries {
             let sums = &mut scratch.sums[query * dim..][..dim];
@@ -222,7 +224,7 @@ impl Scratch {
 
     /// Adds one block of keys and values to the sums of all queries.
     #[inline(always)]
-    fn block(&mut self, queries: usize, dim: usize, softcap: Option<f32>) {
+    fn block(&mut self, queries: usize, dim: usize, softcap: Option<f32>, isa: Isa) {
         let (keys, _) = self.keys.as_chunks::<KV_BLOCK_TOKENS>();
         let mut query = 0;
         while query + 4 <= queries {
@@ -242,11 +244,11 @@ impl Scratch {
             if visible.is_empty() {
                 continue;
             }
-            for (t, score) in scores.iter_mut().enumerate() {
-                *score = if visible.contains(&t) { *score } else { f32::NEG_INFINITY };
+            if visible.len() < KV_BLOCK_TOKENS {
+                mask(scores, &visible, f32::NEG_INFINITY);
             }
             let sums = &mut self.sums[query * dim..][..dim];
-            let largest = scores.iter().fold(self.largest[query], |max, score| max.max(*score));
+            let largest = self.largest[query].max(math::largest(scores));
             if largest > self.largest[query] {
                 let factor = math::exp(self.largest[query] - largest);
                 let factor = if self.largest[query] == f32::NEG_INFINITY { 0.0 } else { factor };
@@ -254,20 +256,63 @@ impl Scratch {
                 self.total[query] *= factor;
                 self.largest[query] = largest;
             }
-            for (t, score) in scores.iter_mut().enumerate() {
-                let weight = math::exp(*score - largest);
-                *score = if visible.contains(&t) { weight } else { 0.0 };
+            scores.iter_mut().for_each(|score| *score = math::exp(*score - largest));
+            if visible.len() < KV_BLOCK_TOKENS {
+                mask(scores, &visible, 0.0);
             }
-            self.total[query] += scores.iter().sum::<f32>();
+            self.total[query] += math::sum(scores);
+        }
+        self.weigh(queries, dim, isa);
+    }
+
+    /// Adds the values of a block to the sums of all queries, by the weights in `scores`.
+    #[inline(always)]
+    fn weigh(&mut self, queries: usize, dim: usize, isa: Isa) {
+        let mut query = 0;
+        while query < queries {
+            let visible = self.visible[query].clone();
+            let sums = &mut self.sums[query * dim..];
+            // Several queries share the reading of the values. Each adds the same terms in the same order as alone.
+            let together = self.visible[query..queries].iter().take(4).filter(|it| it.len() == KV_BLOCK_TOKENS).count();
+            if together == 4 {
+                let weights: &[Scores; 4] = self.scores[query..query + 4].try_into().expect("four");
+                weigh_four(isa, weights, &self.values, dim, sums);
+                query += 4;
+                continue;
+            }
             // Values out of sight are left out and not weighed with zero: they may belong to a sequence that is gone,
             // and zero times infinity is no number.
             if visible.len() == KV_BLOCK_TOKENS {
-                weigh_all(&scores[..], &self.values, dim, sums); // a length known to the compiler
+                weigh_all(&self.scores[query][..], &self.values, dim, 0, sums); // a length known to the compiler
             } else {
                 let values = &self.values[visible.start * dim..visible.end * dim];
-                weigh_all(&scores[visible], values, dim, sums);
+                weigh_all(&self.scores[query][visible], values, dim, 0, sums);
             }
+            query += 1;
         }
+    }
+}
+
+/// Sets the scores of keys out of sight.
+#[inline(always)]
+fn mask(scores: &mut Scores, visible: &std::ops::Range<usize>, value: f32) {
+    let (from, to) = (visible.start as i32, visible.end as i32);
+    for (t, score) in (0i32..).zip(scores) {
+        *score = if t >= from && t < to { *score } else { value };
+    }
+}
+
+/// Adds the weighted values of a block to the sums of four queries.
+#[inline(always)]
+fn weigh_four(isa: Isa, weights: &[Scores; 4], values: &[f32], dim: usize, sums: &mut [f32]) {
+    let done = match isa {
+        // Plain loops over four sums of two registers each are too much for the compiler.
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512(isa) => avx512::weigh_four(isa, weights, values, dim, sums),
+        _ => 0,
+    };
+    for (query, weights) in weights.iter().enumerate() {
+        weigh_all(weights, values, dim, done, &mut sums[query * dim..]);
     }
 }
 
@@ -286,10 +331,9 @@ fn score<const N: usize>(queries: &[f32], dim: usize, keys: &[Scores], scores: &
     scores[..N].copy_from_slice(&sums);
 }
 
-/// Adds the weighted values of some tokens to a head.
+/// Adds the weighted values of some tokens to a head, from element `at` on.
 #[inline(always)]
-fn weigh_all(weights: &[f32], values: &[f32], dim: usize, sums: &mut [f32]) {
-    let mut at = 0;
+fn weigh_all(weights: &[f32], values: &[f32], dim: usize, mut at: usize, sums: &mut [f32]) {
     while at + 64 <= dim {
         weigh::<64>(weights, values, dim, at, sums);
         at += 64;

@@ -5,20 +5,21 @@
 //! 512-bit `vpdpbusd` a cycle); of a product with one row: the bytes of the weights over the bandwidth.
 //!
 //! Both kernels, for few rows and for many, add the same terms to a sum in the same order, so that a row has the same
-//! bits whatever the number of rows. For each group, ascending, `s` its scale, `d` the scale of the activations:
+//! bits whatever the number of rows. For each group, ascending, `s` its scale, `d` the unit of the activations:
 //!
 //! ```text
-//! sum = fma(dot(q), s * d, sum)
-//! sum = fma(dot(fine), s * (d / 256), sum)     where the row has a second plane in this group
+//! dot = dot(q), or 256 * dot(q) + dot(fine) where the row has a second plane in this group
+//! sum = fma(dot, s * d, sum)
 //! sum = fma(min, d * total, sum)               where the format has minimums
 //! ```
 //!
-//! It is the order of the kernel for many rows, which is bound by arithmetic and has no registers to join the planes'
-//! dot products in first.
+//! The dot products are integers: no order changes them. With both planes they stay below 2^29.
 
 #![allow(clippy::needless_range_loop, reason = "several arrays run along; their lengths are constants")]
 
 use std::arch::x86_64::*;
+
+use graph::KV_BLOCK_TOKENS;
 
 use crate::{
     activations::{BLOCK_ROWS, Block},
@@ -92,24 +93,16 @@ unsafe fn direct_rows<F: Format, const N: usize>(panel: &[u8], x: &Block<'_>, ac
                             let four = _mm512_set1_epi32(q.add(c * N + i).read_unaligned());
                             dot = _mm512_dpbusd_epi32(dot, w[half * F::GROUP / 4 + c], four);
                         }
-                        let d = _mm512_set1_ps(*x.d.get_unchecked(group32 * N + i));
-                        sums[i] = add(dot, scale, d, sums[i]);
-                    }
-                    let is_fine: [u8; N] = x.is_fine.as_ptr().add(group32 * N).cast::<[u8; N]>().read();
-                    if is_fine != [0; N] {
-                        let fine = x.fine.as_ptr().cast::<i32>().add(at * F::GROUP / 4 * N);
-                        for i in 0..N {
-                            if is_fine[i] == 0 {
-                                continue;
-                            }
-                            let mut dot = _mm512_set1_epi32(-F::ZERO * *x.fine_sums.get_unchecked(at * N + i));
+                        if *x.is_fine.get_unchecked(group32 * N + i) != 0 {
+                            dot = finer::<F>(dot, *x.fine_sums.get_unchecked(at * N + i));
+                            let fine = x.fine.as_ptr().cast::<i32>().add(at * F::GROUP / 4 * N);
                             for c in 0..F::GROUP / 4 {
                                 let four = _mm512_set1_epi32(fine.add(c * N + i).read_unaligned());
                                 dot = _mm512_dpbusd_epi32(dot, w[half * F::GROUP / 4 + c], four);
                             }
-                            let d = _mm512_set1_ps(*x.d.get_unchecked(group32 * N + i));
-                            sums[i] = add(dot, scale, finer(d), sums[i]);
                         }
+                        let d = _mm512_set1_ps(*x.d.get_unchecked(group32 * N + i));
+                        sums[i] = add(dot, scale, d, sums[i]);
                     }
                     if F::MIN {
                         for i in 0..N {
@@ -128,14 +121,32 @@ unsafe fn direct_rows<F: Format, const N: usize>(panel: &[u8], x: &Block<'_>, ac
     }
 }
 
-/// The unit of the second plane of activations, in `d`.
-const FINE: f32 = 1.0 / 256.0;
-
-/// The scale of a row's group in the second plane.
+/// Where the dot products of `N` rows begin: what the zero of the quants would add, taken away.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
-fn finer(d: __m512) -> __m512 {
-    _mm512_mul_ps(d, _mm512_set1_ps(FINE))
+unsafe fn offsets<F: Format, const N: usize>(sums: *const i32) -> Line<i32> {
+    let mut line = Line([0; 16]);
+    if F::ZERO != 0 {
+        // SAFETY: `N` sums are read, and a line holds 16.
+        unsafe {
+            let sums = _mm512_maskz_loadu_epi32((1 << N) - 1, sums);
+            let offsets = _mm512_mullo_epi32(sums, _mm512_set1_epi32(-F::ZERO));
+            _mm512_store_si512(line.0.as_mut_ptr().cast(), offsets);
+        }
+    }
+    line
+}
+
+/// A register in memory, from which single elements are broadcast at no cost beside the load.
+#[repr(align(64))]
+struct Line<T>([T; 16]);
+
+/// The dot product of a first plane in units of the second, whose quants sum to `fine_sum`.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
+fn finer<F: Format>(dot: __m512i, fine_sum: i32) -> __m512i {
+    let dot = _mm512_slli_epi32::<8>(dot);
+    if F::ZERO == 0 { dot } else { _mm512_add_epi32(dot, _mm512_set1_epi32(-F::ZERO * fine_sum)) }
 }
 
 /// `fma(dot, scale * d, sum)`: how every dot product joins its sum.
@@ -320,12 +331,9 @@ unsafe fn multiply_rows<F: Format, const N: usize>(
             let is_fine: [u8; N] = x.is_fine.as_ptr().add(group32).cast::<[u8; N]>().read();
             let quants = tile.quants.as_ptr().add(group * F::GROUP / 4 * 64);
             let q = x.q.as_ptr().cast::<i32>().add(of * F::GROUP / 4 * N);
+            let offsets = offsets::<F, N>(x.sums.as_ptr().add(of * N));
             let mut dots: [__m512i; N] = std::array::from_fn(|i| {
-                if F::ZERO == 0 {
-                    _mm512_setzero_si512()
-                } else {
-                    _mm512_set1_epi32(-F::ZERO * *x.sums.get_unchecked(of * N + i))
-                }
+                if F::ZERO == 0 { _mm512_setzero_si512() } else { _mm512_set1_epi32(offsets.0[i]) }
             });
             for c in 0..F::GROUP / 4 {
                 let w = _mm512_load_si512(quants.add(c * 64).cast());
@@ -333,11 +341,26 @@ unsafe fn multiply_rows<F: Format, const N: usize>(
                     *dot = _mm512_dpbusd_epi32(*dot, w, _mm512_set1_epi32(q.add(c * N + i).read_unaligned()));
                 }
             }
+            if is_fine != [0; N] {
+                let fine = x.fine.as_ptr().cast::<i32>().add(of * F::GROUP / 4 * N);
+                // Written out, as a loop over rows would keep them in memory.
+                macro_rules! add_fine {
+                    ($($i:literal)*) => {$(
+                        if $i < N && is_fine[$i % N] != 0 {
+                            let mut dot = finer::<F>(dots[$i % N], *x.fine_sums.get_unchecked(of * N + $i));
+                            for c in 0..F::GROUP / 4 {
+                                let w = _mm512_load_si512(quants.add(c * 64).cast());
+                                let four = _mm512_set1_epi32(fine.add(c * N + $i).read_unaligned());
+                                dot = _mm512_dpbusd_epi32(dot, w, four);
+                            }
+                            dots[$i % N] = dot;
+                        }
+                    )*};
+                }
+                add_fine!(0 1 2 3 4 5 6 7 8 9 10 11);
+            }
             for i in 0..N {
                 sums[i] = add(dots[i], scale, _mm512_set1_ps(*x.d.get_unchecked(group32 + i)), sums[i]);
-            }
-            if is_fine != [0; N] {
-                sums = add_fine::<F, N>(quants, x, of, scale, sums);
             }
             if F::MIN {
                 let min = _mm512_load_ps(tile.mins[group].as_ptr());
@@ -353,37 +376,54 @@ unsafe fn multiply_rows<F: Format, const N: usize>(
     }
 }
 
-/// Adds the second plane of group `of` to the rows that have one there. Few groups do, so this stays out of the loop
-/// over groups, whose registers are all in use.
-///
-/// # Safety
-/// `quants` is the group in the tile, and the group lies inside the block.
-#[cold]
-#[inline(never)]
+/// Adds the weighted values of a block (`[32][dim]`) to the sums of four queries (`[4][dim]`), by 32 elements at a time;
+/// returns how many of the `dim` are done. Products are added unfused, in the order of the tokens, as the plain loops do
+/// for one query.
+#[inline]
+pub(crate) fn weigh_four(
+    _isa: Avx512,
+    weights: &[[f32; KV_BLOCK_TOKENS]; 4],
+    values: &[f32],
+    dim: usize,
+    sums: &mut [f32],
+) -> usize {
+    assert!(values.len() >= KV_BLOCK_TOKENS * dim && sums.len() >= 4 * dim);
+    let whole = dim / 32 * 32;
+    for at in (0..whole).step_by(32) {
+        // SAFETY: holding an `Avx512` proves the instruction set; `at + 32` is at most `dim`.
+        unsafe { weigh_four_at(weights, values, dim, at, sums) };
+    }
+    whole
+}
+
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
-unsafe fn add_fine<F: Format, const N: usize>(
-    quants: *const u8,
-    x: &Block<'_>,
-    of: usize,
-    scale: __m512,
-    mut sums: [__m512; N],
-) -> [__m512; N] {
-    let group32 = of * F::GROUP / 32 * N;
-    // SAFETY: as the caller promises; a block has a scale and a flag where it has a group.
+unsafe fn weigh_four_at(
+    weights: &[[f32; KV_BLOCK_TOKENS]; 4],
+    values: &[f32],
+    dim: usize,
+    at: usize,
+    sums: &mut [f32],
+) {
+    // SAFETY: the caller checked the lengths: 32 rows of `dim` values, 4 of sums, and `at + 32 <= dim`.
     unsafe {
-        let fine = x.fine.as_ptr().cast::<i32>().add(of * F::GROUP / 4 * N);
-        for i in 0..N {
-            if *x.is_fine.get_unchecked(group32 + i) == 0 {
-                continue;
+        let place = |query: usize, half: usize| query * dim + at + half * 16;
+        let mut acc: [[__m512; 2]; 4] = std::array::from_fn(|query| {
+            std::array::from_fn(|half| _mm512_loadu_ps(sums.as_ptr().add(place(query, half))))
+        });
+        for t in 0..KV_BLOCK_TOKENS {
+            let row = values.as_ptr().add(t * dim + at);
+            let value = [_mm512_loadu_ps(row), _mm512_loadu_ps(row.add(16))];
+            for query in 0..4 {
+                let weight = _mm512_set1_ps(weights[query][t]);
+                for half in 0..2 {
+                    acc[query][half] = _mm512_add_ps(acc[query][half], _mm512_mul_ps(weight, value[half]));
+                }
             }
-            let mut dot = _mm512_set1_epi32(-F::ZERO * *x.fine_sums.get_unchecked(of * N + i));
-            for c in 0..F::GROUP / 4 {
-                let w = _mm512_load_si512(quants.add(c * 64).cast());
-                dot = _mm512_dpbusd_epi32(dot, w, _mm512_set1_epi32(fine.add(c * N + i).read_unaligned()));
+        }
+        for query in 0..4 {
+            for half in 0..2 {
+                _mm512_storeu_ps(sums.as_mut_ptr().add(place(query, half)), acc[query][half]);
             }
-            let d = _mm512_set1_ps(*x.d.get_unchecked(group32 + i));
-            sums[i] = add(dot, scale, finer(d), sums[i]);
         }
     }
-    sums
 }

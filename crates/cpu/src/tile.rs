@@ -126,16 +126,16 @@ fn multiply_body<F: Format>(tile: &Tile, at: usize, cols: usize, block: &Block<'
                 }
                 dot
             };
-            let mut dot = dot_with(block.q, block.sums).map(|dot| dot as f32);
+            let mut dot = dot_with(block.q, block.sums);
             let group32 = of * F::GROUP / 32 * rows + row;
             if block.is_fine[group32] != 0 {
                 let fine = dot_with(block.fine, block.fine_sums);
-                dot.iter_mut().zip(fine).for_each(|(dot, fine)| *dot += fine as f32 / 256.0);
+                dot.iter_mut().zip(fine).for_each(|(dot, fine)| *dot = *dot * 256 + fine);
             }
             let d = block.d[group32];
             let scaled_sum = block.scaled_sums[of * rows + row];
             for lane in 0..PANEL {
-                acc[lane] += dot[lane] * (tile.scales[group][lane] * d);
+                acc[lane] += dot[lane] as f32 * (tile.scales[group][lane] * d);
                 if F::MIN {
                     acc[lane] += tile.mins[group][lane] * scaled_sum;
                 }
