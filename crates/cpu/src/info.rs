@@ -138,11 +138,17 @@ const ROUNDS: usize = 1 << 20;
 pub(crate) fn int8_rate(pool: &mut Pool, isa: Isa) -> Option<f64> {
     #[cfg(target_arch = "x86_64")]
     {
-        // SAFETY: the value in the variant exists only where its features were detected.
-        let (round, ops): (fn(), usize) = match isa {
-            Isa::Avx512(_) => (|| unsafe { x86::dot_avx512() }, x86::OPS_AVX512),
-            Isa::Avx2(_) => (|| unsafe { x86::dot_avx2() }, x86::OPS_AVX2),
+        let ops = match isa {
+            Isa::Avx512(_) => x86::OPS_AVX512,
+            Isa::Avx2(_) => x86::OPS_AVX2,
             _ => return None,
+        };
+        let round = || match isa {
+            // SAFETY: the value in the variant exists only where its features were detected.
+            Isa::Avx512(_) => unsafe { x86::dot_avx512() },
+            // SAFETY: as above.
+            Isa::Avx2(_) => unsafe { x86::dot_avx2() },
+            _ => {}
         };
         let mut best = 0.0f64;
         for _ in 0..5 {
