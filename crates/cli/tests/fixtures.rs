@@ -140,7 +140,7 @@ fn plans_say_what_fits() {
     assert!(short.out.contains("DOES NOT FIT"), "the plan comes first: {short:?}");
     user.run(&["run", "-m", model, "--cpu-memory", "10KB", "x"]).fails(1, &["does not fit", "gemma3"]);
     user.run(&["plan", "-m", model, "--ctx", "1000000"]).fails(2, &["--ctx", "1000000", "512"]);
-    user.run(&["bench", "-m", model, "-p", "1000000"]).fails(2, &["-p and -n", "1000000", "512"]);
+    user.run(&["bench", "-m", model, "-p", "1000000"]).fails(2, &["-p, -n and -d", "1000000", "512"]);
     user.run(&["bench", "-m", model, "--ctx", "1000000"]).fails(2, &["--ctx", "1000000", "512"]);
     user.run(&["plan", "-m", model, "--device", "vulkan"]).fails(2, &["vulkan"]);
     user.run(&["plan", "-m", model, "--place", "head=npu"]).fails(2, &["npu", "cpu"]);
@@ -180,6 +180,63 @@ fn benches_print_what_scripts_read() {
         assert!(rates.len() == 2 && rates.iter().all(|rate| rate.as_f64().unwrap() > 0.0), "{json}");
     }
     assert_eq!(json["threads"], 1);
+}
+
+#[test]
+fn benches_print_every_format_and_compare() {
+    let user = User::new();
+    let model = fixture("gemma3");
+    let mut arguments = vec!["bench", "-m", model.to_str().unwrap(), "-p", "8,4", "-n", "4", "-d", "0,40", "-b", "1,2"];
+    arguments.extend(["-t", "1", "-r", "2", "--device", "cpu"]);
+    let run = |more: &[&str]| user.run(&[&arguments[..], more].concat());
+    let tests = ["pp8", "pp4", "tg4", "tg4 b2", "pp8 @ d40", "pp4 @ d40", "tg4 @ d40", "tg4 b2 @ d40"];
+
+    let text = run(&[]);
+    let lines: Vec<&str> = text.ok().lines().collect();
+    assert!(lines[0].contains("1 threads; measured roofs: read ") && lines[1].is_empty(), "{text:?}");
+    let names: Vec<&str> = lines[4..12].iter().map(|line| line.split('|').nth(1).unwrap().trim()).collect();
+    assert_eq!(names, tests, "{text:?}");
+    assert!(lines[2..12].iter().all(|line| line.chars().count() == lines[2].chars().count()), "{text:?}");
+
+    let text = run(&["--format", "csv"]);
+    let lines: Vec<&str> = text.ok().lines().collect();
+    assert_eq!(lines.len(), 9, "{text:?}");
+    let columns = lines[0].split(',').count();
+    assert!(lines.iter().all(|line| line.split(',').count() == columns), "{text:?}");
+
+    let json = run(&["--format", "json"]).json();
+    let found: Vec<&str> =
+        json["results"].as_array().unwrap().iter().map(|result| result["test"].as_str().unwrap()).collect();
+    assert_eq!(found, tests);
+    assert!(json["notes"].is_array() && json["shape"].is_null() && json["interrupted"] == false, "{json}");
+
+    // What was written is read: the same model, with a test more and one fewer.
+    let mut baseline = json.clone();
+    let results = baseline["results"].as_array_mut().unwrap();
+    results[0]["test"] = "pp9".into();
+    results[1]["tok_per_s"] = serde_json::json!([1e12, 2e12]);
+    let path = user.write("baseline.json", baseline.to_string());
+    let compared = run(&["--json", "--compare", path.to_str().unwrap()]).json();
+    let comparison = &compared["comparison"];
+    assert_eq!(comparison["not_run"], serde_json::json!(["pp9"]));
+    assert_eq!(comparison["not_in_baseline"], serde_json::json!(["pp8"]));
+    assert_eq!(comparison["tests"].as_array().unwrap().len(), 7);
+    assert_eq!(comparison["tests"][0]["verdict"], "slower");
+    let text = run(&["--compare", path.to_str().unwrap()]);
+    assert!(text.ok().contains("| slower |") || text.out.contains("slower"), "{text:?}");
+    assert!(text.out.contains("note: in the baseline and not run now: pp9"), "{text:?}");
+    let wrong = user.write("wrong.json", "{\"results\": 1}");
+    run(&["--compare", wrong.to_str().unwrap()]).fails(1, &["--compare", "wrong.json", "--format json"]);
+}
+
+#[test]
+fn benches_time_shapes_without_a_file() {
+    let user = User::new();
+    let shape = ["bench", "--shape", "gemma3-270m:q4_0", "-t", "2", "-r", "1", "-p", "4", "-n", "2"];
+    let text = user.run(&[&shape[..], &["--layers", "1"]].concat());
+    assert!(text.ok().starts_with("gemma3-270m:q4_0, 1 of 18 layers on cpu"), "{text:?}");
+    assert!(text.out.contains("1 of 18 layers were timed; nothing is extrapolated"), "{text:?}");
+    user.run(&[&shape[..], &["--cpu-memory", "1MiB"]].concat()).fails(1, &["does not fit", "short", "--layers"]);
 }
 
 #[test]

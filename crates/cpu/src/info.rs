@@ -1,4 +1,4 @@
-//! What the processor and its memory are, and how fast memory reads.
+//! What the processor and its memory are, how fast memory reads, and how fast registers multiply.
 
 use std::{collections::BTreeSet, sync::Mutex, time::Instant};
 
@@ -128,6 +128,90 @@ fn plain_sum(words: &[u64]) -> u64 {
     words.iter().fold(0, |sum, word| sum.wrapping_add(*word))
 }
 
+/// Rounds of the loop in a pass of [`int8_rate`]: some 5 ms.
+#[cfg(target_arch = "x86_64")]
+const ROUNDS: usize = 1 << 20;
+
+/// Operations a second on 8-bit integers that all threads together reach on registers alone, a multiply-add counted as
+/// two; the best of several passes. AVX-512: `vpdpbusd`. AVX2: `vpmaddubsw`, and `vpmaddwd` and `vpaddd` that its
+/// 16-bit sums need. `None` for portable kernels, which no instruction stands for.
+pub(crate) fn int8_rate(pool: &mut Pool, isa: Isa) -> Option<f64> {
+    #[cfg(target_arch = "x86_64")]
+    {
+        let ops = match isa {
+            Isa::Avx512(_) => x86::OPS_AVX512,
+            Isa::Avx2(_) => x86::OPS_AVX2,
+            _ => return None,
+        };
+        let round = || match isa {
+            // SAFETY: the value in the variant exists only where its features were detected.
+            Isa::Avx512(_) => unsafe { x86::dot_avx512() },
+            // SAFETY: as above.
+            Isa::Avx2(_) => unsafe { x86::dot_avx2() },
+            _ => {}
+        };
+        let mut best = 0.0f64;
+        for _ in 0..5 {
+            let start = Instant::now();
+            pool.run(&|_| round());
+            best = best.max((pool.threads() * ROUNDS * ops) as f64 / start.elapsed().as_secs_f64());
+        }
+        Some(best)
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    {
+        let _ = (pool, isa);
+        None
+    }
+}
+
+/// Loops of the instruction that the kernels multiply by, on enough registers to hide its latency.
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use std::{
+        arch::{asm, x86_64::*},
+        hint::black_box,
+    };
+
+    use super::ROUNDS;
+
+    const LANES_AVX512: usize = 16;
+    const LANES_AVX2: usize = 6;
+    /// Operations of a round: 64 multiply-adds a register.
+    pub(super) const OPS_AVX512: usize = LANES_AVX512 * 64 * 2;
+    /// Operations of a round: 32 multiply-adds a register.
+    pub(super) const OPS_AVX2: usize = LANES_AVX2 * 32 * 2;
+
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
+    pub(super) fn dot_avx512() {
+        let (a, b) = (_mm512_set1_epi8(black_box(3)), _mm512_set1_epi8(black_box(-2)));
+        let mut sums = [_mm512_setzero_si512(); LANES_AVX512];
+        for _ in 0..ROUNDS {
+            for sum in &mut sums {
+                *sum = _mm512_dpbusd_epi32(*sum, a, b);
+            }
+        }
+        black_box(sums);
+    }
+
+    #[target_feature(enable = "avx2")]
+    pub(super) fn dot_avx2() {
+        let mut a = _mm256_set1_epi8(black_box(3));
+        let b: [__m256i; LANES_AVX2] = std::array::from_fn(|lane| _mm256_set1_epi8(black_box(lane as i8 - 3)));
+        let ones = _mm256_set1_epi16(black_box(1));
+        let mut sums = [_mm256_setzero_si256(); LANES_AVX2];
+        for _ in 0..ROUNDS {
+            // SAFETY: no instruction at all. The compiler no longer knows `a`, and so cannot take the products, which
+            // are the same each round, out of the loop.
+            unsafe { asm!("/* {0} */", inout(ymm_reg) a, options(nomem, nostack, preserves_flags)) };
+            for (sum, b) in sums.iter_mut().zip(b) {
+                *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(_mm256_maddubs_epi16(a, b), ones));
+            }
+        }
+        black_box(sums);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -144,5 +228,18 @@ mod tests {
     fn bandwidth_is_a_number_that_memory_can_have() {
         let bandwidth = read_bandwidth(&mut Pool::new(2).unwrap(), Isa::detect());
         assert!((1e8..1e13).contains(&bandwidth), "{bandwidth}");
+    }
+
+    #[test]
+    fn integer_rates_are_what_instructions_can_have() {
+        let mut pool = Pool::new(2).unwrap();
+        for name in ["avx512", "avx2", "portable"] {
+            let Some(isa) = Isa::named(name) else { continue };
+            let rate = int8_rate(&mut pool, isa);
+            // Two threads of 10 GHz with two of the widest instructions a cycle would not reach the upper bound. A loop
+            // that the compiler emptied would.
+            assert!(rate.is_none_or(|rate| (1e8..1e13).contains(&rate)), "{name}: {rate:?}");
+            assert_eq!(rate.is_none(), name == "portable");
+        }
     }
 }

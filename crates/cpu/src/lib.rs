@@ -130,12 +130,16 @@ impl Cpu {
         self.isa.name()
     }
 
-    /// Measures the read bandwidth of memory with all threads (about a tenth of a second, 256 MiB), once; later calls
-    /// return the same. Bytes a second: the best of several passes, as a roof should be.
+    /// Measures with all threads, once; later calls return the same: the read bandwidth of memory (about a tenth of a
+    /// second, 256 MiB), and the rate of the kernels' integer products on registers (a few hundredths of a second). The
+    /// best of several passes, as a roof should be.
     pub fn measure(&self) -> Rates {
         *self.rates.get_or_init(|| {
             let mut pool = self.pool.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-            Rates { read_bytes_per_s: info::read_bandwidth(&mut pool, self.isa), ops_per_s: f64::NAN }
+            Rates {
+                read_bytes_per_s: info::read_bandwidth(&mut pool, self.isa),
+                int8_ops_per_s: info::int8_rate(&mut pool, self.isa),
+            }
         })
     }
 }

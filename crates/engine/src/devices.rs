@@ -87,6 +87,9 @@ pub struct CpuReport {
     pub memory_available_bytes: u64,
     /// Measured read bandwidth of all threads, bytes a second.
     pub read_bytes_per_s: f64,
+    /// Measured rate of 8-bit integer products of all threads, operations a second; `None` where the kernels have no
+    /// instruction for them.
+    pub int8_ops_per_s: Option<f64>,
 }
 
 /// Describes and measures the CPU device.
@@ -96,7 +99,7 @@ pub struct CpuReport {
 pub fn cpu_report(options: &DeviceOptions) -> Result<CpuReport, EngineError> {
     let devices = Devices::open("cpu", options)?;
     let cpu = devices.cpu().expect("just opened");
-    let (info, memory) = (CpuInfo::query(), cpu.memory());
+    let (info, memory, rates) = (CpuInfo::query(), cpu.memory(), cpu.measure());
     Ok(CpuReport {
         model: info.model,
         cores: info.cores,
@@ -106,6 +109,7 @@ pub fn cpu_report(options: &DeviceOptions) -> Result<CpuReport, EngineError> {
         features: info.features,
         memory_total_bytes: memory.total_bytes,
         memory_available_bytes: memory.available_bytes,
-        read_bytes_per_s: cpu.measure().read_bytes_per_s,
+        read_bytes_per_s: rates.read_bytes_per_s,
+        int8_ops_per_s: rates.int8_ops_per_s,
     })
 }

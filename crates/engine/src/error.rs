@@ -6,6 +6,9 @@ pub enum EngineError {
     /// A model file is missing, damaged or of an unknown kind.
     #[error(transparent)]
     File(#[from] files::FileError),
+    /// There is no such shape.
+    #[error(transparent)]
+    Shape(#[from] models::ShapeError),
     /// The model cannot be built from its file.
     #[error("{file}: {source}")]
     Model {
@@ -154,6 +157,7 @@ impl EngineError {
         matches!(
             self,
             EngineError::Setting { .. }
+                | EngineError::Shape(_)
                 | EngineError::Device { .. }
                 | EngineError::IdOutOfRange { .. }
                 | EngineError::EmptyPrompt

@@ -44,7 +44,7 @@ mod stop;
 mod tools;
 mod vocabulary;
 
-pub use bench::{BenchOptions, BenchResult};
+pub use bench::{BenchOptions, BenchProgress, BenchReport, BenchResult, BenchTest, Phase, Roofs, median};
 pub use constraint::{Constraint, ConstraintError, Format, Grammar, MAX_LARK_BYTES, MAX_REGEX_BYTES, Vocabulary};
 pub use error::EngineError;
 pub use evaluate::{Logits, Perplexity};
@@ -53,6 +53,7 @@ pub use load::{Engine, KvMemory, LoadOptions, ModelInfo, check_fits};
 pub use logprobs::TokenLogprob;
 pub use metrics::{Metrics, peak_memory_bytes};
 pub use model::Model;
+pub use models::Shape;
 pub use request::{Event, FinishReason, Generation, Pooling, Request};
 pub use sampler::{Sampler, SamplerOptions};
 pub use scheduler::Stats;

@@ -9,7 +9,7 @@ use graph::{Arithmetic, Graph, KvType, Part, Plan, PlanOptions};
 use text::Tokenizer;
 
 use crate::{
-    EngineError, Model, ModelFile, ServiceOptions, ToolFormat,
+    EngineError, Model, ModelFile, Roofs, ServiceOptions, ToolFormat,
     devices::{DeviceOptions, Devices},
     model::render,
     scheduler::Scheduler,
@@ -152,11 +152,24 @@ fn build(file: &ModelFile) -> Result<models::Model, EngineError> {
     })
 }
 
+/// Bytes that the CPU device may use: as asked, else the planner's own rule. The weights of a shape that are not made
+/// yet will lie in the same memory.
+fn cpu_budget(cpu: &dyn graph::Device, file: &ModelFile, options: &LoadOptions) -> Option<u64> {
+    match file.as_shape().map_or(0, |shape| shape.buffer_bytes()) {
+        0 => options.cpu_memory,
+        bytes => {
+            let budget = options.cpu_memory.unwrap_or_else(|| graph::default_budget(cpu.memory()));
+            Some(budget.saturating_sub(bytes))
+        }
+    }
+}
+
 fn plan(file: &ModelFile, options: &LoadOptions) -> Result<Planned, EngineError> {
     let model = build(file)?;
     let device_options = DeviceOptions { threads: options.threads, isa: options.isa.clone() };
     let devices = Devices::open(&options.device, &device_options)?;
-    let budgets = devices.list().iter().map(|d| if d.name() == "cpu" { options.cpu_memory } else { None }).collect();
+    let all = devices.list();
+    let budgets = all.iter().map(|d| if d.name() == "cpu" { cpu_budget(*d, file, options) } else { None }).collect();
     let plan_options = PlanOptions {
         context: options.context,
         model_context: model.context,
@@ -212,8 +225,19 @@ impl Engine {
         options: &LoadOptions,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Engine, EngineError> {
-        let Planned { mut info, graph, devices, plan } = plan(file, options)?;
-        check_fits(&plan)?;
+        let mut planned = plan(file, options)?;
+        check_fits(&planned.plan)?;
+        let made;
+        let file = match file.as_shape() {
+            None => file,
+            Some(shape) => {
+                // Its weights are made only now that they fit.
+                made = ModelFile::of_shape(shape.make());
+                planned = plan(&made, options)?;
+                &made
+            }
+        };
+        let Planned { mut info, graph, devices, plan } = planned;
         let vocab_in = graph.vocab_in();
         let (execution, tokenizer) = std::thread::scope(|scope| {
             let tokenizer = scope.spawn(|| vocabulary::tokenizer(file));
@@ -251,9 +275,23 @@ impl Engine {
         self.devices.cpu().map(|cpu| cpu.threads())
     }
 
+    /// The instruction set that the CPU device's kernels are chosen by, where it is used.
+    pub fn isa(&self) -> Option<&str> {
+        self.devices.cpu().map(|cpu| cpu.isa())
+    }
+
+    /// Measures what the CPU device can do at most, where it is used.
+    pub fn measure_roofs(&self) -> Roofs {
+        let rates = self.devices.cpu().map(|cpu| cpu.measure());
+        Roofs {
+            read_bytes_per_s: rates.map(|rates| rates.read_bytes_per_s),
+            int8_ops_per_s: rates.and_then(|rates| rates.int8_ops_per_s),
+        }
+    }
+
     /// Measures the read bandwidth of the CPU device, where it is used.
     pub fn measure_bandwidth(&self) -> Option<f64> {
-        self.devices.cpu().map(|cpu| cpu.measure().read_bytes_per_s)
+        self.measure_roofs().read_bytes_per_s
     }
 }
 

@@ -436,9 +436,18 @@ impl BytesPerToken {
 
     /// For a sequence of this length, alone in its step.
     pub(crate) fn at(&self, len: usize) -> f64 {
+        (self.weights + self.kv(len)) as f64
+    }
+
+    /// Of the weights: the sequences of a step read them together.
+    pub(crate) fn weights(&self) -> u64 {
+        self.weights
+    }
+
+    /// Of the KV cache, for a sequence of this length.
+    pub(crate) fn kv(&self, len: usize) -> u64 {
         let seen = |window: Option<usize>| window.map_or(len, |window| window.min(len)) as u64;
-        let kv: u64 = self.caches.iter().map(|(window, bytes)| seen(*window) * bytes).sum();
-        (self.weights + kv) as f64
+        self.caches.iter().map(|(window, bytes)| seen(*window) * bytes).sum()
     }
 }
 

@@ -1,14 +1,16 @@
-//! A model on disk, opened: what it is and what it holds, before anything is computed.
+//! A model, opened: what it is and what it holds, before anything is computed.
 
 use std::{collections::BTreeMap, path::Path};
 
 use files::{gguf::Gguf, hf::HfDir};
+use models::Shape;
 use serde_json::{Map, Value};
 use text::ChatTemplate;
 
 use crate::{EngineError, Pooling};
 
-/// An opened model: a GGUF file (or the parts of one), or a Hugging Face directory. Weights are mapped, not read.
+/// An opened model: a GGUF file (or the parts of one), or a Hugging Face directory. Weights are mapped, not read. Or no
+/// file at all: the shape of a published model, with weights made in memory.
 #[derive(Debug)]
 pub struct ModelFile {
     pub(crate) path: String,
@@ -23,6 +25,7 @@ pub struct ModelFile {
 pub(crate) enum Kind {
     Gguf(Box<Gguf>),
     HuggingFace(Box<HfDir>),
+    Shape(Box<Shape>),
 }
 
 /// Tensors of one kind across the layers, as `inspect` lists them.
@@ -54,7 +57,29 @@ impl ModelFile {
         Ok(ModelFile { path: path.display().to_string(), kind, template: None, variables: Map::new() })
     }
 
-    /// Where it lies.
+    /// The shape of a published model with a type for its weights, as `gemma3-27b:q4_0`, cut to its first `layers`
+    /// layers. It has no tokenizer. The weights are made when it is loaded.
+    ///
+    /// # Errors
+    /// Where the shape or the type is not known, or it has fewer layers.
+    pub fn shape(text: &str, layers: Option<usize>) -> Result<ModelFile, EngineError> {
+        Ok(ModelFile::of_shape(Shape::parse(text, layers)?))
+    }
+
+    pub(crate) fn of_shape(shape: Shape) -> ModelFile {
+        let path = shape.name().to_owned();
+        ModelFile { path, kind: Kind::Shape(Box::new(shape)), template: None, variables: Map::new() }
+    }
+
+    /// The shape, where it is one.
+    pub fn as_shape(&self) -> Option<&Shape> {
+        match &self.kind {
+            Kind::Shape(shape) => Some(shape),
+            _ => None,
+        }
+    }
+
+    /// Where it lies; the name of a shape.
     pub fn path(&self) -> &str {
         &self.path
     }
@@ -72,14 +97,16 @@ impl ModelFile {
             }
             Kind::Gguf(gguf) => format!("GGUF v{}", gguf.version()),
             Kind::HuggingFace(_) => "Hugging Face directory".to_owned(),
+            Kind::Shape(_) => "shape without a file".to_owned(),
         }
     }
 
-    /// Bytes of the weights' files.
+    /// Bytes of the weights' files; of a shape what they would be, less the heads of the files.
     pub fn file_bytes(&self) -> u64 {
         match &self.kind {
             Kind::Gguf(gguf) => gguf.file_bytes(),
             Kind::HuggingFace(dir) => dir.weights.file_bytes(),
+            Kind::Shape(shape) => shape.weight_bytes(),
         }
     }
 
@@ -87,16 +114,21 @@ impl ModelFile {
         match &self.kind {
             Kind::Gguf(gguf) => gguf.tensors(),
             Kind::HuggingFace(dir) => dir.weights.tensors(),
+            // Made while the graph is built.
+            Kind::Shape(_) => &[],
         }
     }
 
-    /// Number of tensors.
+    /// Number of tensors in the file.
     pub fn tensor_count(&self) -> usize {
         self.tensors().len()
     }
 
     /// Elements of all tensors.
     pub fn parameters(&self) -> u64 {
+        if let Some(shape) = self.as_shape() {
+            return shape.parameters();
+        }
         self.tensors().iter().map(|tensor| tensor.elements() as u64).sum()
     }
 
@@ -143,6 +175,7 @@ impl ModelFile {
                 ("model_type".to_owned(), format!("{:?}", dir.config.model_type)),
                 ("dtype".to_owned(), format!("{:?}", dir.config.dtype)),
             ],
+            Kind::Shape(_) => Vec::new(),
         }
     }
 
@@ -173,6 +206,7 @@ impl ModelFile {
         Ok(match &self.kind {
             Kind::Gguf(gguf) => gguf.metadata().opt_str("tokenizer.chat_template")?.map(str::to_owned),
             Kind::HuggingFace(dir) => dir.chat_template().map(str::to_owned),
+            Kind::Shape(_) => None,
         })
     }
 
@@ -194,7 +228,7 @@ impl ModelFile {
                 let architecture = metadata.opt_str("general.architecture").ok().flatten().unwrap_or_default();
                 metadata.opt_u32(&format!("{architecture}.pooling_type")).ok().flatten()
             }
-            Kind::HuggingFace(_) => None,
+            Kind::HuggingFace(_) | Kind::Shape(_) => None,
         };
         if stated == Some(3) { Pooling::Last } else { Pooling::Mean }
     }
@@ -203,6 +237,7 @@ impl ModelFile {
         match &self.kind {
             Kind::Gguf(gguf) => models::Source::Gguf(gguf),
             Kind::HuggingFace(dir) => models::Source::HuggingFace(dir),
+            Kind::Shape(shape) => models::Source::Shape(shape),
         }
     }
 }

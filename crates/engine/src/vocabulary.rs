@@ -13,6 +13,7 @@ pub(crate) fn tokenizer(file: &ModelFile) -> Result<Option<Tokenizer>, EngineErr
     match &file.kind {
         Kind::Gguf(gguf) => from_gguf(gguf, file),
         Kind::HuggingFace(dir) => from_directory(dir, file),
+        Kind::Shape(_) => Ok(None),
     }
 }
 

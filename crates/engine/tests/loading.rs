@@ -62,7 +62,15 @@ fn a_tokenizer_of_an_unknown_kind_is_reported_where_it_is_used() {
     let notices = engine.info().notices.join("\n");
     assert!(notices.contains("tokenizer cannot be used") && notices.contains("martian"), "{notices}");
     assert_eq!(engine.logits(&[1, 2, 3]).unwrap().tokens, 3);
-    engine.bench(&engine::BenchOptions { prompt: 4, generate: 2, repetitions: 1 }).unwrap();
+    let options = engine::BenchOptions {
+        prompts: vec![4],
+        generates: vec![2],
+        depths: vec![0],
+        batches: vec![1],
+        repetitions: 1,
+    };
+    let report = engine.bench(&options, &mut |_| ControlFlow::Continue(())).unwrap();
+    assert_eq!(report.results.len(), 2);
     let error = engine.prompt("text").unwrap_err();
     assert!(error.to_string().contains("martian"), "{error}");
     // Nothing is unusable where there is nothing.

@@ -111,8 +111,9 @@ pub struct Memory {
 pub struct Rates {
     /// Reading from memory, bytes a second.
     pub read_bytes_per_s: f64,
-    /// Multiply-adds a second, counted as two operations, in the arithmetic it uses by default.
-    pub ops_per_s: f64,
+    /// Products of 8-bit integers and their sums, each counted as an operation, a second: the roof of products with
+    /// quantised weights. `None` where the kernels have no instruction for them.
+    pub int8_ops_per_s: Option<f64>,
 }
 
 /// How products are computed.

@@ -52,7 +52,7 @@ pub use device::{Arithmetic, Device, DeviceError, KvPlan, KvType, Limits, Memory
 pub use execution::{Exchange, Execution, RunError};
 pub use graph::{Cache, CacheId, Graph, Node, NodeId, Part, Rows, Value, ValueId, Weight, WeightId};
 pub use op::{Activation, Op};
-pub use plan::{DeviceBytes, Plan, PlanError, PlanOptions, plan};
+pub use plan::{DeviceBytes, Plan, PlanError, PlanOptions, default_budget, plan};
 pub use report::{PlanJson, bytes_text};
 pub use rope::{RopePairs, RopeScaling, RopeTable};
 pub use step::{KV_BLOCK_TOKENS, Span, Step, StepError};

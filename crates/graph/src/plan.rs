@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use crate::{
     arena::Arena,
-    device::{Arithmetic, Device, DeviceError, KvPlan, KvType, Limits, Program, Rates, Share, Stage},
+    device::{Arithmetic, Device, DeviceError, KvPlan, KvType, Limits, Memory, Program, Rates, Share, Stage},
     execution::Execution,
     graph::{Graph, NodeId, Part, ValueId},
     step::KV_BLOCK_TOKENS,
@@ -212,6 +212,12 @@ pub fn plan(graph: &Graph, devices: &[&dyn Device], options: &PlanOptions) -> Re
     planner.with_context((low * CONTEXT_GRAIN).min(options.model_context))
 }
 
+/// Bytes that a device may use where no budget is given: a tenth of what is available stays free for the system.
+pub fn default_budget(memory: Memory) -> u64 {
+    let available = memory.available_bytes;
+    if available == u64::MAX { available } else { available / 10 * 9 }
+}
+
 impl Plan {
     /// Whether a device lacks memory for its share.
     pub fn is_short(&self) -> bool {
@@ -280,11 +286,8 @@ impl<'a> Planner<'a> {
                 _ => units.push(vec![id]),
             }
         }
-        // A tenth stays free for the system where no budget is given.
         let budget = |index: usize, device: &dyn Device| {
-            let given = options.budgets.get(index).copied().flatten();
-            let available = device.memory().available_bytes;
-            given.unwrap_or(if available == u64::MAX { available } else { available / 10 * 9 })
+            options.budgets.get(index).copied().flatten().unwrap_or_else(|| default_budget(device.memory()))
         };
         let budgets = devices.iter().enumerate().map(|(index, device)| budget(index, *device)).collect();
         Ok(Planner { graph, devices, options, units, budgets })

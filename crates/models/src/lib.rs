@@ -8,6 +8,7 @@
 //!   files::gguf::Gguf ---+                                  one file a family
 //!                        +--> stated --> Config --> families::*::graph --> graph::Graph
 //!   files::hf::HfDir  ---+      |          |             |
+//!   Shape             ---+      |          |             |
 //!                            the file's  defaults,   blocks over
 //!                              words      bounds     named tensors
 //! ```
@@ -35,6 +36,7 @@ mod error;
 mod families;
 #[cfg(test)]
 mod published;
+mod shape;
 mod stated;
 mod tensors;
 
@@ -45,14 +47,17 @@ use graph::Graph;
 
 pub use config::{Config, Layer};
 pub use error::ModelError;
+pub use shape::{Shape, ShapeError};
 
-/// An open model file.
+/// An open model file, or what stands for one.
 #[derive(Clone, Copy, Debug)]
 pub enum Source<'a> {
     /// GGUF, in one file or several.
     Gguf(&'a Gguf),
     /// A Hugging Face directory.
     HuggingFace(&'a HfDir),
+    /// No file: the shape of a published model, its weights made in memory.
+    Shape(&'a Shape),
 }
 
 /// The tap that every graph has: the wanted rows after the last norm, `[R, hidden]`, which is what the head reads.
@@ -128,19 +133,21 @@ fn check_head(graph: &Graph) -> Result<(), ModelError> {
 }
 
 impl<'a> Source<'a> {
-    /// The tensor of this name.
+    /// The tensor of this name in the file; a shape has none until it is asked to make one.
     fn tensor(self, name: &str) -> Option<&'a TensorInfo> {
         match self {
             Source::Gguf(file) => file.tensor(name),
             Source::HuggingFace(dir) => dir.weights.tensor(name),
+            Source::Shape(_) => None,
         }
     }
 
-    /// Every tensor.
+    /// Every tensor of the file.
     fn tensors(self) -> &'a [TensorInfo] {
         match self {
             Source::Gguf(file) => file.tensors(),
             Source::HuggingFace(dir) => dir.weights.tensors(),
+            Source::Shape(_) => &[],
         }
     }
 }

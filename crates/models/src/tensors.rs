@@ -100,12 +100,12 @@ impl<'a> Tensors<'a> {
         Tensors { source, layout, used: BTreeSet::new() }
     }
 
-    /// The name of a tensor in this file. `kind` is `weight` or `bias`.
+    /// The name of a tensor in this file; in a shape, which has no file, GGUF's. `kind` is `weight` or `bias`.
     pub(crate) fn name(&self, role: Role, layer: Option<usize>, kind: &str) -> String {
         let (_, gguf, hf) = NAMES.iter().find(|row| row.0 == role).expect("every role has a row: see the test");
         match (self.source, layer) {
-            (Source::Gguf(_), Some(layer)) => format!("blk.{layer}.{gguf}.{kind}"),
-            (Source::Gguf(_), None) => format!("{gguf}.{kind}"),
+            (Source::Gguf(_) | Source::Shape(_), Some(layer)) => format!("blk.{layer}.{gguf}.{kind}"),
+            (Source::Gguf(_) | Source::Shape(_), None) => format!("{gguf}.{kind}"),
             (Source::HuggingFace(_), Some(layer)) => format!("{}layers.{layer}.{hf}.{kind}", self.layout.0),
             (Source::HuggingFace(_), None) => format!("{}{hf}.{kind}", self.layout.0),
         }
@@ -114,13 +114,17 @@ impl<'a> Tensors<'a> {
     /// The name of the head that is not the embedding.
     pub(crate) fn head_name(&self) -> String {
         match self.source {
-            Source::Gguf(_) => "output.weight".to_owned(),
+            Source::Gguf(_) | Source::Shape(_) => "output.weight".to_owned(),
             Source::HuggingFace(_) => format!("{}.weight", self.layout.1),
         }
     }
 
     /// A matrix of `rows` x `cols`; any number of rows where that is `None`.
     pub(crate) fn matrix(&mut self, name: String, rows: Option<usize>, cols: usize) -> Result<Weight, ModelError> {
+        if let Source::Shape(shape) = self.source {
+            let rows = rows.ok_or_else(|| ModelError::KeyMissing { key: "vocab_size".to_owned() })?;
+            return shape.matrix(name, rows, cols);
+        }
         let info = self.take(name)?;
         match info.shape[..] {
             [found_rows, found_cols] if found_cols == cols && rows.is_none_or(|rows| rows == found_rows) => {
@@ -135,6 +139,9 @@ impl<'a> Tensors<'a> {
 
     /// A vector of `len` finite numbers.
     pub(crate) fn vector(&mut self, name: String, len: usize) -> Result<Weight, ModelError> {
+        if let Source::Shape(shape) = self.source {
+            return Ok(shape.vector(&name, len));
+        }
         let info = self.take(name)?;
         if info.shape[..] != [len] {
             return Err(wrong_shape(info, format!("[{len}]")));

@@ -12,8 +12,8 @@ use crate::{
 
 /// Shows the devices of this machine, and measures them
 ///
-/// For the CPU: model, cores, instruction sets that the kernels use, memory, and the read bandwidth of all threads
-/// together, which bounds the speed of decoding.
+/// For the CPU: model, cores, instruction sets that the kernels use, memory, and what all threads together reach: the read
+/// bandwidth, which bounds the speed of decoding, and the rate of 8-bit integer products, which bounds that of prefill.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -49,7 +49,8 @@ fn text(cpu: &CpuReport) -> String {
            processors   {cores}{} logical; {} threads used\n  \
            kernels      {} (the processor has {})\n  \
            memory       {}, {} available\n  \
-           reads        {} (measured, all threads)\n\
+           reads        {} (measured, all threads)\n  \
+           int8         {}\n\
          reference      plain loops in f32, slow: the oracle of the others\n\
          not in this build: Vulkan GPUs, XDNA NPUs\n",
         one_line(&cpu.model),
@@ -60,5 +61,8 @@ fn text(cpu: &CpuReport) -> String {
         bytes(cpu.memory_total_bytes),
         bytes(cpu.memory_available_bytes),
         gb_per_s(cpu.read_bytes_per_s),
+        cpu.int8_ops_per_s.map_or("no instruction for it".to_owned(), |rate| {
+            format!("{:.0} GOPS (products of 8-bit integers on registers, measured, all threads)", rate / 1e9)
+        }),
     )
 }

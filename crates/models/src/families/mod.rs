@@ -7,6 +7,7 @@ mod mistral;
 mod qwen2;
 mod qwen3;
 
+use files::hf::HfConfig;
 use graph::ValueId;
 
 use crate::{Config, ModelError, Source, blocks::Net, error::shown, stated::Stated};
@@ -52,15 +53,12 @@ const NOT_YET: &[(&[&str], &str)] = &[
 pub(crate) fn find(source: Source<'_>) -> Result<(&'static Family, String), ModelError> {
     let name = match source {
         Source::Gguf(file) => file.metadata().str("general.architecture")?.to_owned(),
-        Source::HuggingFace(dir) => {
-            let config = &dir.config;
-            let stated = config.text.model_type.clone().or_else(|| config.model_type.clone());
-            stated.ok_or_else(|| ModelError::KeyMissing { key: "model_type".to_owned() })?
-        }
+        Source::HuggingFace(dir) => model_type(&dir.config)?,
+        Source::Shape(shape) => model_type(shape.config())?,
     };
     let names = |family: &Family| match source {
         Source::Gguf(_) => family.gguf,
-        Source::HuggingFace(_) => family.hf,
+        Source::HuggingFace(_) | Source::Shape(_) => family.hf,
     };
     if let Some(family) = FAMILIES.iter().find(|family| names(family).contains(&name.as_str())) {
         return Ok((family, name));
@@ -70,4 +68,9 @@ pub(crate) fn find(source: Source<'_>) -> Result<(&'static Family, String), Mode
     }
     let known = FAMILIES.iter().flat_map(|family| names(family).iter().copied()).collect::<Vec<_>>().join(", ");
     Err(ModelError::UnknownArchitecture { name: shown(&name), known })
+}
+
+fn model_type(config: &HfConfig) -> Result<String, ModelError> {
+    let stated = config.text.model_type.clone().or_else(|| config.model_type.clone());
+    stated.ok_or_else(|| ModelError::KeyMissing { key: "model_type".to_owned() })
 }

@@ -1,16 +1,13 @@
 //! Settings from a Hugging Face `config.json`.
 
-use files::hf::{HfDir, LayerType, PerLayer, RopeParameters, RopeScaling as HfScaling, Setting, TextConfig};
+use files::hf::{HfConfig, LayerType, PerLayer, RopeParameters, RopeScaling as HfScaling, Setting, TextConfig};
 use graph::RopeScaling;
 
 use super::{Biases, Field, MAX_LAYERS, Origin, Stated, StatedRope};
-use crate::{
-    ModelError,
-    error::{printable, shown},
-};
+use crate::{ModelError, error::shown};
 
-pub(super) fn read(dir: &HfDir) -> Result<Stated, ModelError> {
-    let (config, text) = (&dir.config, &dir.config.text);
+pub(super) fn read(config: &HfConfig, name: Option<String>) -> Result<Stated, ModelError> {
+    let text = &config.text;
     let origin = Origin::HuggingFace { nested: config.has_text_config };
     if let Some(method) = &config.quantization {
         let feature = format!("quantization_config {}: take the unquantised model or a GGUF file of it", shown(method));
@@ -24,7 +21,7 @@ pub(super) fn read(dir: &HfDir) -> Result<Stated, ModelError> {
     let all = |size: u32| vec![size; layers as usize];
     let attention_bias = text.attention_bias.unwrap_or(false);
     Ok(Stated {
-        name: dir.path.file_name().map(|name| printable(&name.to_string_lossy())),
+        name,
         context: context(text),
         hidden: text.hidden_size,
         layers: text.num_hidden_layers,

@@ -6,7 +6,10 @@ mod hf;
 use files::hf::Setting;
 use graph::RopeScaling;
 
-use crate::{ModelError, Source, error::shown};
+use crate::{
+    ModelError, Source,
+    error::{printable, shown},
+};
 
 /// The settings of a file. `None` and [`Setting::Absent`]: the file does not say.
 #[derive(Clone, Debug)]
@@ -179,7 +182,10 @@ impl Stated {
     pub(crate) fn read(source: Source<'_>, architecture: &str) -> Result<Stated, ModelError> {
         match source {
             Source::Gguf(file) => gguf::read(file, architecture),
-            Source::HuggingFace(dir) => hf::read(dir),
+            Source::HuggingFace(dir) => {
+                hf::read(&dir.config, dir.path.file_name().map(|name| printable(&name.to_string_lossy())))
+            }
+            Source::Shape(shape) => hf::read(shape.config(), Some(shape.name().to_owned())),
         }
     }
 }
