@@ -61,9 +61,10 @@ fn gemma_turns() {
 #[test]
 fn conventions() {
     let messages = [json!({"role": "user", "content": " <a href='x'> & é ", "z": 1, "a": [true, null, 1.5, 1e20]})];
-    let extra = json!({"thinking": false, "bos_token": "<s>"});
+    let extra = json!({"thinking": false});
     let chat = Chat {
         messages: &messages,
+        bos_token: "<s>",
         eos_token: "</s>",
         extra: extra.as_object().unwrap().clone(),
         now_s: Some(1_721_952_000),
