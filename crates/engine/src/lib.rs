@@ -55,7 +55,7 @@ pub use metrics::{Metrics, peak_memory_bytes};
 pub use model::Model;
 pub use request::{Event, FinishReason, Generation, Pooling, Request};
 pub use sampler::{Sampler, SamplerOptions};
-pub use scheduler::Stats;
+pub use scheduler::{Speculation, Stats};
 pub use service::{Service, ServiceOptions, Sink, SubmitError, Ticket};
 pub use source::{ModelFile, TensorGroup};
 pub use text::{Chat, ChatTemplate, Detokenizer, TextError, Tokenizer};
