@@ -380,7 +380,8 @@ impl Scheduler {
 
     /// Whether every row of a step, drafts aside, gives a sequence its next token.
     fn all_decode(&self, pieces: &[Piece]) -> bool {
-        pieces.iter().all(|piece| piece.rows == 1 && !self.running[piece.index].wants_all_rows())
+        let decodes = |piece: &Piece| piece.rows == 1 && piece.outputs == 1 + piece.draft.len();
+        pieces.iter().all(|piece| decodes(piece) && !self.running[piece.index].wants_all_rows())
     }
 
     /// Blocks for `rows` more tokens of a running sequence, at the cost of those that started after it.
