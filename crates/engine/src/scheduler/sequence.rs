@@ -44,7 +44,7 @@ struct Times {
 
 /// What it is for.
 pub(super) enum Work {
-    Generate { answer: Box<Answer>, scores: Option<Scores>, drafts: Drafts },
+    Generate { answer: Box<Answer>, scores: Option<Scores>, drafts: Box<Drafts> },
     Embed { pooling: Pooling, sum: Vec<f64> },
 }
 
@@ -76,7 +76,7 @@ impl Sequence {
     ) -> Sequence {
         let answer = Box::new(Answer::new(tokenizer.clone(), &request));
         let scores = request.prompt_logprobs.map(|top| Scores { top, tokenizer, known: Vec::new() });
-        let work = Work::Generate { answer, scores, drafts: Drafts::default() };
+        let work = Work::Generate { answer, scores, drafts: Box::default() };
         Sequence { leader, deadline: request.deadline, ..Sequence::new(id, request.prompt, work, now) }
     }
 
