@@ -122,7 +122,16 @@ fn decode_line(metrics: &Metrics) -> String {
         }
         _ => String::new(),
     };
-    format!("{generated}, {:.1} tok/s, {}{share}", metrics.decode_tok_per_s, gb_per_s(metrics.decode_bytes_per_s))
+    let read = gb_per_s(metrics.decode_bytes_per_s);
+    format!("{generated}{}, {:.1} tok/s, {read}{share}", drafted(metrics), metrics.decode_tok_per_s)
+}
+
+/// Tokens that were drafted, and how many of them were right.
+pub(crate) fn drafted(metrics: &Metrics) -> String {
+    match metrics.drafted {
+        0 => String::new(),
+        drafted => format!(" ({} of {drafted} drafted accepted)", metrics.accepted),
+    }
 }
 
 fn ended(generation: &Generation, context: usize) -> String {
@@ -145,6 +154,8 @@ mod tests {
             prompt_tokens: 35,
             cached_tokens: 12,
             generated_tokens: 64,
+            drafted: 0,
+            accepted: 0,
             queue_s: 0.0,
             time_to_first_token_s: 0.16,
             prefill_tok_per_s: 212.34,
@@ -174,6 +185,8 @@ mod tests {
             short_footer(&broken_off, FinishReason::Cancelled, 35, 64),
             "[35 + 0 tokens (12 cached); context 35 of 64; interrupted]"
         );
+        let drafted = Metrics { drafted: 40, accepted: 31, ..metrics };
+        assert!(text(drafted).contains("64 tokens (31 of 40 drafted accepted), 88.1"), "{}", text(drafted));
         let impossible = Metrics { decode_bytes_per_s: 12e9, ..metrics };
         assert!(text(impossible).contains("109 % of the 11.0 GB/s measured (measuring error)"), "{}", text(impossible));
     }

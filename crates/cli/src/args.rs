@@ -4,7 +4,7 @@ use std::{path::PathBuf, process::ExitCode};
 
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use engine::{Arithmetic, KvType, LoadOptions, ModelFile, Part, SamplerOptions};
+use engine::{Arithmetic, KvType, LoadOptions, ModelFile, Part, SamplerOptions, Speculation};
 use serde_json::Value;
 
 use crate::{commands, model::read_text};
@@ -164,7 +164,7 @@ pub(crate) struct LoadArgs {
 }
 
 impl LoadArgs {
-    /// As the engine takes them.
+    /// As the engine takes them, for a command that generates nothing.
     pub(crate) fn options(&self) -> LoadOptions {
         LoadOptions {
             device: self.device.clone(),
@@ -176,8 +176,14 @@ impl LoadArgs {
             kv: self.kv.into(),
             cpu_memory: self.cpu_memory,
             pins: self.place.clone(),
+            speculation: Speculation::Off,
             ..LoadOptions::default()
         }
+    }
+
+    /// The same for a command that generates.
+    pub(crate) fn generating(&self, drafts: &DraftArgs) -> LoadOptions {
+        LoadOptions { speculation: drafts.speculate.into(), ..self.options() }
     }
 
     /// The flag that sets the context: `otherwise` where the command derives it from that.
@@ -240,6 +246,16 @@ impl PickArgs {
             ..SamplerOptions::default()
         }
     }
+}
+
+/// How the next tokens are guessed.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Speculation")]
+pub(crate) struct DraftArgs {
+    /// Drafts the next tokens and checks several at once, where that is measured to be faster; the answer is the same.
+    /// ngram: what followed the last tokens where they stood before, in the prompt or the answer
+    #[arg(long, value_enum, value_name = "HOW", default_value = "ngram")]
+    pub(crate) speculate: SpeculateName,
 }
 
 #[derive(Debug, Args)]
@@ -311,6 +327,22 @@ impl From<KvName> for KvType {
         match name {
             KvName::F16 => KvType::F16,
             KvName::F32 => KvType::F32,
+        }
+    }
+}
+
+/// [`Speculation`] as typed.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum SpeculateName {
+    Off,
+    Ngram,
+}
+
+impl From<SpeculateName> for Speculation {
+    fn from(name: SpeculateName) -> Speculation {
+        match name {
+            SpeculateName::Off => Speculation::Off,
+            SpeculateName::Ngram => Speculation::Ngram,
         }
     }
 }

@@ -27,6 +27,8 @@ pub(crate) struct Answer {
     /// Tokens whose text is not all shown, each with the length that the text shown must reach.
     held: VecDeque<(usize, TokenLogprob)>,
     pub(crate) ids: Vec<u32>,
+    /// Steps that tokens were picked from: as many as tokens, where nothing that was drafted was accepted.
+    pub(crate) steps: usize,
     pub(crate) metrics: Metrics,
 }
 
@@ -61,14 +63,15 @@ impl Answer {
             spelt: 0,
             held: VecDeque::new(),
             ids: Vec::new(),
+            steps: 0,
             metrics: Metrics { prompt_tokens: request.prompt.len(), ..Metrics::default() },
             tokenizer,
         }
     }
 
-    /// Whether it wants no token at all.
-    pub(crate) fn wants_none(&self) -> bool {
-        self.max_tokens == 0
+    /// Further tokens that it wants at most.
+    pub(crate) fn wants(&self) -> usize {
+        self.max_tokens.saturating_sub(self.ids.len())
     }
 
     /// Picks the next token from the logits of token `position - 1`. `room` is whether the context has room for it.

@@ -2,7 +2,7 @@
 
 use std::ops::ControlFlow;
 
-use crate::{Engine, EngineError, Event, Generation, Request, peak_memory_bytes};
+use crate::{Engine, EngineError, Event, Generation, Request, Speculation, peak_memory_bytes};
 
 impl Engine {
     /// Generates, alone. What the KV cache knows of the prompt is not computed again. `on_event` hears what happens
@@ -37,6 +37,12 @@ impl Engine {
                 self.scheduler.cancel(id, &mut outputs);
             }
         }
+    }
+
+    /// Drafts from now on as it says. Text and probabilities do not depend on it. After [`crate::LoadOptions`] with
+    /// [`Speculation::Off`] the plan may have no room for drafts.
+    pub fn set_speculation(&mut self, speculation: Speculation) {
+        self.scheduler.set_speculation(speculation);
     }
 
     /// Forgets every prefix in the KV cache.

@@ -56,7 +56,7 @@ pub use model::Model;
 pub use models::Shape;
 pub use request::{Event, FinishReason, Generation, Pooling, Request};
 pub use sampler::{Sampler, SamplerOptions};
-pub use scheduler::Stats;
+pub use scheduler::{Speculation, Stats};
 pub use service::{Service, ServiceOptions, Sink, SubmitError, Ticket};
 pub use source::{ModelFile, TensorGroup};
 pub use text::{Chat, ChatTemplate, Detokenizer, TextError, Tokenizer};

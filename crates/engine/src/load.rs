@@ -9,10 +9,10 @@ use graph::{Arithmetic, Graph, KvType, Part, Plan, PlanOptions};
 use text::Tokenizer;
 
 use crate::{
-    EngineError, Model, ModelFile, Roofs, ServiceOptions, ToolFormat,
+    EngineError, Model, ModelFile, Roofs, ServiceOptions, Speculation, ToolFormat,
     devices::{DeviceOptions, Devices},
     model::render,
-    scheduler::Scheduler,
+    scheduler::{MAX_DRAFT, Scheduler},
     vocabulary,
 };
 
@@ -35,6 +35,8 @@ pub struct LoadOptions {
     pub chunk: usize,
     /// Wanted outputs a step: 1 to generate, the chunk to score.
     pub outputs: usize,
+    /// Where drafts of the next tokens come from. Other than [`Speculation::Off`] it makes room for their outputs.
+    pub speculation: Speculation,
     /// How products are computed.
     pub arithmetic: Arithmetic,
     /// Element type of the KV cache.
@@ -56,10 +58,21 @@ impl Default for LoadOptions {
             kv_memory: KvMemory::Contexts,
             chunk: 512,
             outputs: 1,
+            speculation: Speculation::default(),
             arithmetic: Arithmetic::Fast,
             kv: KvType::F16,
             cpu_memory: None,
             pins: Vec::new(),
+        }
+    }
+}
+
+impl LoadOptions {
+    /// Outputs of a step: one of each sequence and a whole draft, at least.
+    fn step_outputs(&self) -> usize {
+        match self.speculation {
+            Speculation::Off => self.outputs,
+            Speculation::Ngram => self.outputs.max(self.sequences.saturating_add(MAX_DRAFT)),
         }
     }
 }
@@ -176,7 +189,7 @@ fn plan(file: &ModelFile, options: &LoadOptions) -> Result<Planned, EngineError>
         sequences: options.sequences,
         kv_bytes: options.kv_memory.bytes(&devices),
         step_tokens: options.chunk,
-        step_outputs: options.outputs,
+        step_outputs: options.step_outputs(),
         kv: options.kv,
         arithmetic: options.arithmetic,
         budgets,
@@ -251,7 +264,8 @@ impl Engine {
             info.notices.extend(error.iter().map(|error| format!("the {what} cannot be used: {error}")));
         }
         let pooling = file.pooling();
-        let scheduler = Scheduler::new(execution?, ServiceOptions::default().gap);
+        let mut scheduler = Scheduler::new(execution?, ServiceOptions::default().gap);
+        scheduler.set_speculation(options.speculation);
         // A template that cannot be read was reported above.
         let tool_format = ToolFormat::detect(file.template_source().ok().flatten().as_deref());
         let model = Model {

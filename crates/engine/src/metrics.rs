@@ -11,6 +11,10 @@ pub struct Metrics {
     pub cached_tokens: usize,
     /// Tokens generated.
     pub generated_tokens: usize,
+    /// Tokens drafted: rows computed for tokens that were expected and not picked yet.
+    pub drafted: usize,
+    /// Of those, tokens that were then picked.
+    pub accepted: usize,
     /// From the request until it started, seconds.
     pub queue_s: f64,
     /// From the request to the first token, seconds; 0 where there was none.
@@ -19,7 +23,8 @@ pub struct Metrics {
     pub prefill_tok_per_s: f64,
     /// Tokens after the first, a second.
     pub decode_tok_per_s: f64,
-    /// Bytes of weights and of KV cache read for a token, at the final length.
+    /// Bytes of weights and of KV cache read for a token, at the final length: those of a step, less where steps gave
+    /// several tokens.
     pub bytes_per_token: f64,
     /// `bytes_per_token` times `decode_tok_per_s`.
     pub decode_bytes_per_s: f64,

@@ -8,9 +8,17 @@
 //! Sequences start in the order they came, when a slot is free and the KV blocks suffice for their prompts. When
 //! blocks run out, the one that started last gives its own back and is computed again later, from the tokens it has:
 //! it goes on as if nothing had happened, for its sampler and its text are kept.
+//!
+//! Where nobody's prompt is computed, a step may carry drafts beside: rows of tokens that a sequence is expected to pick
+//! next ([`drafts`]), as many as pay ([`worth`]). Its sampler picks from them row by row, as long as it picks what was
+//! drafted: what it picks is what it would have picked one step at a time. Drafts take rows, outputs and blocks that
+//! nobody else has a use for, and give them back with the step.
 
 mod compose;
+mod drafts;
+mod lookup;
 mod sequence;
+mod worth;
 
 use std::{
     collections::VecDeque,
@@ -26,8 +34,10 @@ use crate::{
     kv::{Copy, KvBlocks},
 };
 use compose::Pace;
+pub(crate) use drafts::MAX_DRAFT;
 pub(crate) use sequence::SequenceId;
-use sequence::{Sequence, Work};
+use sequence::{Computed, Sequence, Work};
+use worth::Worth;
 
 /// Tokens of prompts that a step takes at least, however slow the machine.
 const LEAST_ROWS: usize = 16;
@@ -61,6 +71,21 @@ pub struct Stats {
     pub batch: usize,
     /// Sequences that gave their blocks back for others.
     pub preemptions: u64,
+    /// Tokens drafted.
+    pub drafted_tokens: u64,
+    /// Of those, tokens that were right.
+    pub accepted_tokens: u64,
+}
+
+/// Where drafts of the next tokens come from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Speculation {
+    /// Nothing is drafted.
+    Off,
+    /// What followed the last tokens where they stood before, in the prompt or in the answer; as long as it pays.
+    #[default]
+    Ngram,
 }
 
 /// Runs sequences to their ends.
@@ -72,6 +97,8 @@ pub(crate) struct Scheduler {
     running: Vec<Sequence>,
     slots: usize,
     pace: Pace,
+    speculation: Speculation,
+    worth: Worth,
     bytes: BytesPerToken,
     next_id: u64,
     stats: Stats,
@@ -82,8 +109,10 @@ struct Piece {
     /// Index into the running.
     index: usize,
     rows: usize,
-    /// Rows whose outputs are wanted: the last ones.
+    /// Rows whose outputs are wanted: the last ones, and those of the draft.
     outputs: usize,
+    /// Tokens that may come after them.
+    draft: Vec<u32>,
 }
 
 /// What a step led to, by sequence.
@@ -100,6 +129,8 @@ impl Scheduler {
             running: Vec::new(),
             slots,
             pace: Pace::new(gap),
+            speculation: Speculation::default(),
+            worth: Worth::new(),
             bytes: BytesPerToken::of(&execution),
             next_id: 0,
             stats: Stats::default(),
@@ -114,6 +145,10 @@ impl Scheduler {
 
     pub(crate) fn set_gap(&mut self, gap: Duration) {
         self.pace = Pace::new(gap);
+    }
+
+    pub(crate) fn set_speculation(&mut self, speculation: Speculation) {
+        self.speculation = speculation;
     }
 
     /// The books as they stand.
@@ -304,7 +339,7 @@ impl Scheduler {
             }
             match self.make_room(index, rows) {
                 Room::Made => {
-                    pieces.push(Piece { index, rows, outputs: outputs_of });
+                    pieces.push(Piece { index, rows, outputs: outputs_of, draft: Vec::new() });
                     index += 1;
                 }
                 // It is gone from the running, or they are all that is left.
@@ -319,7 +354,34 @@ impl Scheduler {
                 }
             }
         }
+        self.draft(&mut pieces);
         pieces
+    }
+
+    /// Adds drafts to a step in which everybody decodes.
+    fn draft(&mut self, pieces: &mut [Piece]) {
+        let limits = self.execution.plan().limits;
+        let most = limits.tokens.min(limits.outputs).saturating_sub(pieces.len());
+        if self.speculation == Speculation::Off || most == 0 || !self.all_decode(pieces) {
+            return;
+        }
+        let offers: Vec<_> = pieces.iter().map(|piece| self.running[piece.index].offer(limits.context)).collect();
+        for (piece, len) in pieces.iter_mut().zip(self.worth.choose(&offers, most)) {
+            let sequence = &mut self.running[piece.index];
+            let end = sequence.computed + piece.rows;
+            let lease = sequence.lease.as_mut().expect("running sequences hold a lease");
+            // Where there is no room, nobody makes way: the draft is shorter.
+            self.blocks.grow(lease, end + len);
+            let len = len.min(lease.room() - end);
+            piece.draft = sequence.draft(len);
+            piece.outputs += piece.draft.len();
+        }
+    }
+
+    /// Whether every row of a step, drafts aside, gives a sequence its next token.
+    fn all_decode(&self, pieces: &[Piece]) -> bool {
+        let decodes = |piece: &Piece| piece.rows == 1 && piece.outputs == 1 + piece.draft.len();
+        pieces.iter().all(|piece| decodes(piece) && !self.running[piece.index].wants_all_rows())
     }
 
     /// Blocks for `rows` more tokens of a running sequence, at the cost of those that started after it.
@@ -346,21 +408,23 @@ impl Scheduler {
 
     fn run(&mut self, pieces: &[Piece], outputs: &mut Outputs) -> Result<(), RunError> {
         let start = Instant::now();
+        let all_decode = self.all_decode(pieces);
         let (mut ids, mut positions, mut spans, mut wanted) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for piece in pieces {
             let sequence = &self.running[piece.index];
             let (past, first) = (sequence.computed, ids.len());
             ids.extend_from_slice(&sequence.tokens[past..past + piece.rows]);
-            positions.extend(past as u32..(past + piece.rows) as u32);
+            ids.extend_from_slice(&piece.draft);
+            positions.extend((past..).take(ids.len() - first).map(|position| position as u32));
             wanted.extend((ids.len() - piece.outputs) as u32..ids.len() as u32);
             let lease = sequence.lease.as_ref().expect("running sequences hold a lease");
             spans.push(Span { rows: first..ids.len(), past, tables: lease.tables() });
         }
         let step = Step { ids: &ids, positions: &positions, spans: &spans, outputs: &wanted };
         self.execution.run(&step)?;
-        let wanted = wanted.len();
+        let (rows, wanted) = (ids.len(), wanted.len());
         self.stats.steps += 1;
-        self.stats.step_rows += ids.len() as u64;
+        self.stats.step_rows += rows as u64;
         self.stats.batch = pieces.len();
         let vocab = self.execution.graph().vocab();
         let context = self.context();
@@ -369,8 +433,6 @@ impl Scheduler {
         for piece in pieces {
             let sequence = &mut self.running[piece.index];
             sequence.computed += piece.rows;
-            let lease = sequence.lease.as_mut().expect("running sequences hold a lease");
-            self.blocks.commit(lease, &sequence.tokens[..sequence.computed]);
             let rows = first..first + piece.outputs;
             first += piece.outputs;
             let ended = match &sequence.work {
@@ -382,9 +444,14 @@ impl Scheduler {
                 Work::Generate { .. } => {
                     let logits = self.execution.logits_mut(wanted);
                     let logits = &mut logits[rows.start * vocab..rows.end * vocab];
-                    sequence.advance(logits, vocab, context, &self.bytes, &mut self.stats, outputs)
+                    let computed = Computed { logits, vocab, context, draft: &piece.draft };
+                    sequence.advance(computed, &self.bytes, &mut self.stats, outputs)
                 }
             };
+            // What was drafted and not accepted is not among its tokens: the next step writes over it.
+            let lease = sequence.lease.as_mut().expect("running sequences hold a lease");
+            self.blocks.commit(lease, &sequence.tokens[..sequence.computed]);
+            self.blocks.shrink(lease, sequence.computed);
             if ended {
                 done.push(piece.index);
             }
@@ -393,7 +460,11 @@ impl Scheduler {
             let mut sequence = self.running.remove(index);
             self.give_back(&mut sequence);
         }
-        self.pace.took(start.elapsed(), pieces.iter().map(|piece| piece.rows).sum());
+        if all_decode {
+            self.worth.took(start.elapsed(), rows);
+        } else {
+            self.pace.took(start.elapsed(), rows);
+        }
         Ok(())
     }
 

@@ -6,7 +6,7 @@ use engine::{LoadOptions, ModelFile, check_fits};
 use serde_json::json;
 
 use crate::{
-    args::{LoadArgs, ModelArg},
+    args::{DraftArgs, LoadArgs, ModelArg},
     model::{naming, open},
     output::{one_line, print, print_json},
 };
@@ -29,12 +29,14 @@ pub(crate) struct PlanArgs {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
+    drafts: DraftArgs,
+    #[command(flatten)]
     load: LoadArgs,
 }
 
 impl PlanArgs {
     pub(crate) fn execute(self) -> anyhow::Result<ExitCode> {
-        show(&open(self.model.model.as_deref())?, &self.load.options(), self.json)
+        show(&open(self.model.model.as_deref())?, &self.load.generating(&self.drafts), self.json)
     }
 }
 

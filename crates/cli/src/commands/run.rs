@@ -11,7 +11,7 @@ use serde_json::{Map, Value, json};
 
 use crate::{
     answer::{Shown, answer, footer},
-    args::{LoadArgs, ModelArg, SamplingArgs, TemplateOptions},
+    args::{DraftArgs, LoadArgs, ModelArg, SamplingArgs, TemplateOptions},
     commands::plan,
     exit::{INTERRUPTED, usage},
     interrupt::{self, Answering, Rule},
@@ -77,6 +77,8 @@ pub(crate) struct RunArgs {
     #[command(flatten)]
     sampling: SamplingArgs,
     #[command(flatten)]
+    drafts: DraftArgs,
+    #[command(flatten)]
     load: LoadArgs,
 }
 
@@ -91,7 +93,7 @@ struct Prompt {
 impl RunArgs {
     pub(crate) fn execute(self) -> anyhow::Result<ExitCode> {
         if self.dry_run {
-            return plan::show(&open(self.model.model.as_deref())?, &self.load.options(), self.json);
+            return plan::show(&open(self.model.model.as_deref())?, &self.load.generating(&self.drafts), self.json);
         }
         // Whatever can be wrong before the weights are read is said before.
         let output = self.output.as_deref().map(Output::create).transpose()?;
@@ -99,7 +101,7 @@ impl RunArgs {
         let text = self.prompt_text()?;
         let mut file = open_and_say(self.model.model.as_deref(), !self.quiet)?;
         self.template.apply(&mut file)?;
-        let mut loaded = load(&file, &self.load.options(), self.quiet)?;
+        let mut loaded = load(&file, &self.load.generating(&self.drafts), self.quiet)?;
         let prompt = self.encode(&loaded.engine, &file, text)?;
         let request = self.request(&prompt, sampler);
         if self.verbose {

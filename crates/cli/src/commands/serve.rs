@@ -18,7 +18,7 @@ use engine::{KvMemory, LoadOptions, ModelFile, Service, ServiceOptions};
 use server::{Handle, Limits, Server, ServerOptions, Timeouts, Tls};
 
 use crate::{
-    args::{LoadArgs, ModelArg, PickArgs, TemplateOptions, parse_bytes, parse_count},
+    args::{DraftArgs, LoadArgs, ModelArg, PickArgs, TemplateOptions, parse_bytes, parse_count},
     exit::{INTERRUPTED, usage},
     interrupt,
     model::{load_with, open},
@@ -81,6 +81,8 @@ pub(crate) struct ServeArgs {
     /// Logs one JSON object a line
     #[arg(long)]
     log_json: bool,
+    #[command(flatten)]
+    drafts: DraftArgs,
     #[command(flatten)]
     load: LoadArgs,
 }
@@ -251,7 +253,7 @@ impl ServeArgs {
             sequences: self.batching.slots,
             outputs: self.batching.slots.max(OUTPUTS),
             kv_memory: self.batching.kv_memory.map_or(KvMemory::Quarter, KvMemory::Bytes),
-            ..self.load.options()
+            ..self.load.generating(&self.drafts)
         }
     }
 

@@ -38,6 +38,11 @@ impl Lease {
     pub(super) fn entries(&self, group: usize) -> usize {
         self.tables.get(group).map_or(0, Vec::len)
     }
+
+    /// Tokens that its blocks have room for.
+    pub(crate) fn room(&self) -> usize {
+        self.tables.iter().map(|table| table.len() * KV_BLOCK_TOKENS).min().unwrap_or(usize::MAX)
+    }
 }
 
 impl Lease {
@@ -129,6 +134,16 @@ impl KvBlocks {
             }
         }
         true
+    }
+
+    /// Gives back the blocks that [`KvBlocks::grow`] took for tokens beyond `len`, at least those that were committed.
+    pub(crate) fn shrink(&mut self, lease: &mut Lease, len: usize) {
+        let entries = len.div_ceil(KV_BLOCK_TOKENS).max(lease.path.len());
+        for (pool, table) in self.pools.iter_mut().zip(&mut lease.tables) {
+            while table.len() > entries {
+                pool.free.extend(table.pop());
+            }
+        }
     }
 
     /// Tells what the lease's blocks hold after a step: `tokens`, from the first of the sequence. Full blocks join the

@@ -4,7 +4,10 @@ use std::{sync::Arc, time::Instant};
 
 use text::Tokenizer;
 
-use super::{BytesPerToken, Outputs, Stats};
+use super::{
+    BytesPerToken, Outputs, Stats,
+    drafts::{Drafts, MAX_DRAFT, Offer},
+};
 use crate::{
     EngineError, Event, FinishReason, Pooling, Request, TokenLogprob,
     answer::{Answer, Picked, Shown},
@@ -41,8 +44,19 @@ struct Times {
 
 /// What it is for.
 pub(super) enum Work {
-    Generate { answer: Box<Answer>, scores: Option<Scores> },
+    Generate { answer: Box<Answer>, scores: Option<Scores>, drafts: Box<Drafts> },
     Embed { pooling: Pooling, sum: Vec<f64> },
+}
+
+/// What a step computed for a sequence.
+pub(super) struct Computed<'a> {
+    /// Of the wanted rows, `[rows, vocab]`.
+    pub(super) logits: &'a mut [f32],
+    pub(super) vocab: usize,
+    /// Tokens a sequence may have.
+    pub(super) context: usize,
+    /// The tokens of the last rows, which the sequence has not picked yet.
+    pub(super) draft: &'a [u32],
 }
 
 /// The probabilities of a prompt's tokens, as far as they are known.
@@ -62,7 +76,7 @@ impl Sequence {
     ) -> Sequence {
         let answer = Box::new(Answer::new(tokenizer.clone(), &request));
         let scores = request.prompt_logprobs.map(|top| Scores { top, tokenizer, known: Vec::new() });
-        let work = Work::Generate { answer, scores };
+        let work = Work::Generate { answer, scores, drafts: Box::default() };
         Sequence { leader, deadline: request.deadline, ..Sequence::new(id, request.prompt, work, now) }
     }
 
@@ -131,25 +145,37 @@ impl Sequence {
         }
     }
 
-    /// Goes on after a step, which computed up to `self.computed`; `logits` are those of the wanted rows. Returns
-    /// whether the sequence has ended.
+    /// What could be drafted after its tokens.
+    pub(super) fn offer(&mut self, context: usize) -> Offer {
+        let Work::Generate { answer, drafts, .. } = &mut self.work else { return Offer::NONE };
+        // A draft takes rows of the context, and the row after it gives one token more.
+        let most = (context - self.tokens.len()).min(answer.wants().saturating_sub(1)).min(MAX_DRAFT);
+        drafts.offer(&self.tokens, most)
+    }
+
+    /// The first `len` tokens of what it offered.
+    pub(super) fn draft(&self, len: usize) -> Vec<u32> {
+        let Work::Generate { drafts, .. } = &self.work else { return Vec::new() };
+        drafts.draft(&self.tokens, len)
+    }
+
+    /// Goes on after a step, which computed up to `self.computed`, and the draft. Returns whether the sequence has
+    /// ended.
     pub(super) fn advance(
         &mut self,
-        logits: &mut [f32],
-        vocab: usize,
-        context: usize,
+        step: Computed<'_>,
         bytes: &BytesPerToken,
         stats: &mut Stats,
         outputs: &mut Outputs,
     ) -> bool {
-        let Work::Generate { answer, scores } = &mut self.work else { return false };
+        let Work::Generate { answer, scores, .. } = &mut self.work else { return false };
         let in_prompt = self.times.first_token.is_none();
         if in_prompt {
             let (done, total) = (self.computed.min(self.prompt), self.prompt);
             outputs.push((self.id, Event::Prefill { done, total, cached: answer.metrics.cached_tokens }));
         }
         if let Some(known) = scores {
-            known.take(&self.tokens[..self.prompt], logits, vocab, self.computed);
+            known.take(&self.tokens[..self.prompt], step.logits, step.vocab, self.computed);
         }
         if self.computed < self.tokens.len() {
             return false;
@@ -164,29 +190,51 @@ impl Sequence {
             answer.metrics.prefill_tok_per_s = rate(self.prompt - answer.metrics.cached_tokens, now - since);
             answer.metrics.time_to_first_token_s = (now - self.times.submitted).as_secs_f64();
         }
-        if answer.wants_none() {
+        if answer.wants() == 0 {
             self.end(FinishReason::Length, bytes, outputs);
             return true;
         }
-        let first = logits.len() - vocab;
-        match answer.pick(&mut logits[first..], self.tokens.len(), self.tokens.len() < context) {
-            Ok(picked) => {
-                stats.generated_tokens += 1;
-                self.tokens.extend(answer.ids.last());
-                let Picked { shown: Shown { text, logprobs }, finish } = picked;
-                if finish != Some(FinishReason::Stop) || !text.is_empty() || !logprobs.is_empty() {
-                    outputs.push((self.id, Event::Token { text, logprobs }));
+        self.pick(step, bytes, stats, outputs)
+    }
+
+    /// Picks a token from the last row of its own, and from each row of the draft as long as the row's token is the one
+    /// that was picked before it. Returns whether the sequence has ended.
+    fn pick(&mut self, step: Computed<'_>, bytes: &BytesPerToken, stats: &mut Stats, outputs: &mut Outputs) -> bool {
+        let Work::Generate { answer, drafts, .. } = &mut self.work else { return false };
+        answer.steps += 1;
+        answer.metrics.drafted += step.draft.len();
+        stats.drafted_tokens += step.draft.len() as u64;
+        let first = step.logits.len() - (1 + step.draft.len()) * step.vocab;
+        let mut accepted = 0;
+        for logits in step.logits[first..].chunks_exact_mut(step.vocab) {
+            let picked = match answer.pick(logits, self.tokens.len(), self.tokens.len() < step.context) {
+                Ok(picked) => picked,
+                Err(error) => {
+                    outputs.push((self.id, Event::Failed(error)));
+                    return true;
                 }
-                if let Some(finish) = finish {
-                    self.end(finish, bytes, outputs);
-                }
-                finish.is_some()
+            };
+            stats.generated_tokens += 1;
+            self.tokens.extend(answer.ids.last());
+            let Picked { shown: Shown { text, logprobs }, finish } = picked;
+            if finish != Some(FinishReason::Stop) || !text.is_empty() || !logprobs.is_empty() {
+                outputs.push((self.id, Event::Token { text, logprobs }));
             }
-            Err(error) => {
-                outputs.push((self.id, Event::Failed(error)));
-                true
+            if let Some(finish) = finish {
+                self.end(finish, bytes, outputs);
+                return true;
             }
+            if step.draft.get(accepted) != self.tokens.last() {
+                break;
+            }
+            // The row of this token was computed after the very tokens that the sequence has.
+            accepted += 1;
+            self.computed += 1;
+            answer.metrics.accepted += 1;
+            stats.accepted_tokens += 1;
         }
+        drafts.heard(step.draft.len(), accepted, self.tokens.len());
+        false
     }
 
     fn end(&mut self, finish: FinishReason, bytes: &BytesPerToken, outputs: &mut Outputs) {
@@ -195,7 +243,8 @@ impl Sequence {
         if let Some(first) = self.times.first_token {
             metrics.decode_tok_per_s = rate(answer.ids.len().saturating_sub(1), first.elapsed());
         }
-        metrics.bytes_per_token = bytes.at(self.tokens.len());
+        // A step that gave several tokens read the weights once for all of them.
+        metrics.bytes_per_token = bytes.at(self.tokens.len()) * answer.steps as f64 / answer.ids.len().max(1) as f64;
         metrics.decode_bytes_per_s = metrics.bytes_per_token * metrics.decode_tok_per_s;
         outputs.push((self.id, Event::Done(answer.take(finish))));
     }

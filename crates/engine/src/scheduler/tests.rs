@@ -20,6 +20,8 @@ use text::Vocab;
 use super::*;
 use crate::{Generation, SamplerOptions};
 
+mod speculation;
+
 const VOCAB: usize = 64;
 const WINDOW: usize = 50;
 
@@ -27,6 +29,8 @@ const WINDOW: usize = 50;
 struct Null {
     /// The step that fails, if any.
     fails_at: Option<u64>,
+    /// The logits are nearly those of the last token alone, so that texts repeat themselves.
+    repeats: bool,
 }
 
 struct NullProgram {
@@ -38,6 +42,7 @@ struct NullProgram {
     width: usize,
     steps: u64,
     fails_at: Option<u64>,
+    repeats: bool,
 }
 
 impl Device for Null {
@@ -69,6 +74,7 @@ impl Device for Null {
             width: share.graph.value(hidden).width,
             steps: 0,
             fails_at: self.fails_at,
+            repeats: self.repeats,
         }))
     }
 }
@@ -97,8 +103,12 @@ impl Program for NullProgram {
                 if step.outputs.contains(&(row as u32)) {
                     let state = hash.finish();
                     let mut rng = Pcg64::seed_from_u64(state);
+                    let mut last = self.repeats.then(|| Pcg64::seed_from_u64(u64::from(step.ids[row])));
                     for logit in &mut exchange.get_mut(self.logits)[output * VOCAB..(output + 1) * VOCAB] {
                         *logit = (rng.next_u64() % 1000) as f32 / 100.0;
+                        if let Some(last) = &mut last {
+                            *logit = *logit / 100.0 + (last.next_u64() % 1000) as f32 / 100.0;
+                        }
                     }
                     for x in &mut exchange.get_mut(self.hidden)[output * self.width..(output + 1) * self.width] {
                         *x = (rng.next_u64() % 1000) as f32;
@@ -143,28 +153,44 @@ struct Setting {
     chunk: usize,
     kv_bytes: Option<u64>,
     fails_at: Option<u64>,
+    outputs: usize,
+    repeats: bool,
+    speculation: Speculation,
 }
 
-const ROOMY: Setting = Setting { context: 512, slots: 4, chunk: 32, kv_bytes: Some(1 << 30), fails_at: None };
+const ROOMY: Setting = Setting {
+    context: 512,
+    slots: 4,
+    chunk: 32,
+    kv_bytes: Some(1 << 30),
+    fails_at: None,
+    outputs: 8,
+    repeats: false,
+    speculation: Speculation::Off,
+};
 /// Barely more than one full context.
 const TIGHT: Setting = Setting { kv_bytes: Some(0), ..ROOMY };
 
 fn scheduler(setting: Setting) -> Scheduler {
     let graph = Arc::new(graph());
-    let device = Null { fails_at: setting.fails_at };
+    let device = Null { fails_at: setting.fails_at, repeats: setting.repeats };
     let options = PlanOptions {
         context: Some(setting.context),
         model_context: setting.context,
         sequences: setting.slots,
         kv_bytes: setting.kv_bytes,
         step_tokens: setting.chunk,
-        step_outputs: 8,
+        step_outputs: setting.outputs,
         ..PlanOptions::default()
     };
     let devices: [&dyn Device; 1] = [&device];
     let plan = graph::plan(&graph, &devices, &options).unwrap();
     let execution = plan.compile(graph, &devices, &mut |_, _| ()).unwrap();
-    Scheduler::new(execution, Duration::from_secs(1))
+    let mut scheduler = Scheduler::new(execution, Duration::from_secs(1));
+    scheduler.set_speculation(setting.speculation);
+    // As many drafts as there is room for, however long steps take.
+    scheduler.worth = Worth::of_free_rows();
+    scheduler
 }
 
 fn tokenizer() -> Arc<Tokenizer> {

@@ -6,7 +6,7 @@ use engine::{Engine, EngineError, FinishReason, Generation, Metrics, Request, Sa
 use serde_json::{Map, Value, json};
 
 use crate::{
-    answer::{Shown, answer, short_footer},
+    answer::{Shown, answer, drafted, short_footer},
     exit::message,
     interrupt::Answering,
     output::{Output, bytes, gb_per_s, note, note_dim, one_line, percent_of},
@@ -204,8 +204,9 @@ impl Conversation {
             last.percent_of_bandwidth().map(|percent| format!(" = {}", percent_of(percent, "what memory delivers")));
         let _ = write!(
             out,
-            "\ndecode   {} tokens, {:.1} tok/s, {} a token, {}{}",
+            "\ndecode   {} tokens{}, {:.1} tok/s, {} a token, {}{}",
             last.generated_tokens,
+            drafted(last),
             last.decode_tok_per_s,
             bytes(last.bytes_per_token as u64),
             gb_per_s(last.decode_bytes_per_s),

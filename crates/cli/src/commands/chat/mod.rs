@@ -7,7 +7,7 @@ mod slash;
 use std::process::ExitCode;
 
 use crate::{
-    args::{LoadArgs, ModelArg, SamplingArgs, TemplateOptions},
+    args::{DraftArgs, LoadArgs, ModelArg, SamplingArgs, TemplateOptions},
     exit::{message, usage},
     interrupt::{self, Rule},
     model::{load, naming, open},
@@ -46,6 +46,8 @@ pub(crate) struct ChatArgs {
     #[command(flatten)]
     sampling: SamplingArgs,
     #[command(flatten)]
+    drafts: DraftArgs,
+    #[command(flatten)]
     load: LoadArgs,
 }
 
@@ -54,7 +56,7 @@ impl ChatArgs {
         let sampler = self.sampling.options(TEMPERATURE, TOP_P)?;
         let mut file = open(self.model.model.as_deref())?;
         self.template.apply(&mut file)?;
-        let engine = load(&file, &self.load.options(), false)?.engine;
+        let engine = load(&file, &self.load.generating(&self.drafts), false)?.engine;
         if !engine.can_chat().map_err(|error| naming(error, file.short_name()))? {
             return Err(usage(format!(
                 "{} is a base model, without a chat template: it cannot chat, it completes text with `unicorn run`; \
