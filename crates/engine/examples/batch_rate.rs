@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use engine::{Engine, Event, LoadOptions, ModelFile, Request, Service, ServiceOptions};
+use engine::{Engine, Event, LoadOptions, ModelFile, Request, Service, ServiceOptions, Speculation};
 
 fn main() -> Result<(), Box<dyn Error>> {
     let mut args = std::env::args().skip(1);
@@ -24,6 +24,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     let options = LoadOptions {
         context: Some((prompt_tokens + tokens + 1).next_multiple_of(256)),
         sequences: clients,
+        // One token a sequence and step: what is timed is the batch.
+        speculation: Speculation::Off,
         outputs: clients,
         ..LoadOptions::default()
     };

@@ -201,6 +201,8 @@ fn engine(text: &mut String, stats: &Stats) {
         ("unicorn_prompt_tokens_total", "Tokens of prompts, cached ones included.", stats.prompt_tokens),
         ("unicorn_prefix_cache_hit_tokens_total", "Tokens of prompts that were in the cache.", stats.cached_tokens),
         ("unicorn_generated_tokens_total", "Tokens generated.", stats.generated_tokens),
+        ("unicorn_drafted_tokens_total", "Tokens computed ahead.", stats.drafted_tokens),
+        ("unicorn_accepted_tokens_total", "Of those, tokens that were kept.", stats.accepted_tokens),
         ("unicorn_steps_total", "Steps of the engine.", stats.steps),
         ("unicorn_step_rows_total", "Tokens computed in all steps.", stats.step_rows),
         ("unicorn_preemptions_total", "Sequences that gave up their blocks and began again.", stats.preemptions),
