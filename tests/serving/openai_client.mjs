@@ -56,7 +56,7 @@ const checks = {
     assert.equal(usage.completion_tokens, whole.usage.completion_tokens);
   },
   async gathered() {
-    const runner = client.chat.completions.stream({ ...ask, tools, tool_choice: 'required' });
+    const runner = client.chat.completions.stream({ ...ask, max_tokens: 100, tools, tool_choice: 'required' });
     const answer = await runner.finalChatCompletion();
     assert.equal(answer.choices[0].finish_reason, 'tool_calls');
     const call = answer.choices[0].message.tool_calls[0].function;
