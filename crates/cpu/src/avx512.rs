@@ -124,7 +124,7 @@ unsafe fn direct_rows<F: Format, const N: usize>(panel: &[u8], x: &Block<'_>, ac
 /// Where the dot products of `N` rows begin: what the zero of the quants would add, taken away.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
-unsafe fn offsets<F: Format, const N: usize>(sums: *const i32) -> Line<i32> {
+unsafe fn offsets<F: Format, const N: usize>(sums: *const i32) -> Line {
     let mut line = Line([0; 16]);
     if F::ZERO != 0 {
         // SAFETY: `N` sums are read, and a line holds 16.
@@ -139,7 +139,7 @@ unsafe fn offsets<F: Format, const N: usize>(sums: *const i32) -> Line<i32> {
 
 /// A register in memory, from which single elements are broadcast at no cost beside the load.
 #[repr(align(64))]
-struct Line<T>([T; 16]);
+struct Line([i32; 16]);
 
 /// The dot product of a first plane in units of the second, whose quants sum to `fine_sum`.
 #[inline]

@@ -96,8 +96,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         println!("{slow:>6.1} tok/s {fast:>6.1} tok/s {:>8.2} {:>20}", fast / slow, format!("{accepted} of {drafted}"));
         ratios.push(fast / slow);
     }
-    ratios.sort_by(f64::total_cmp);
-    println!("median ratio {:.2}", ratios[ratios.len() / 2]);
+    println!("median ratio {:.2}", engine::median(&ratios));
     Ok(())
 }
 

@@ -126,12 +126,7 @@ impl Default for Metrics {
 impl Metrics {
     pub(crate) fn count(&self, route: &str, outcome: Outcome) {
         let mut requests = self.requests.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        if !requests.contains_key(route) {
-            requests.insert(route.to_owned(), Default::default());
-        }
-        if let Some(counts) = requests.get_mut(route) {
-            counts[outcome as usize] += 1;
-        }
+        requests.entry(route.to_owned()).or_default()[outcome as usize] += 1;
     }
 
     pub(crate) fn connected(&self) {

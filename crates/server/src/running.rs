@@ -230,8 +230,9 @@ impl Running {
     fn deltas(&mut self, index: usize, deltas: Vec<Delta>) {
         for delta in deltas {
             let answer = &mut self.answers[index];
+            let logprobs = std::mem::take(&mut answer.held);
             let piece = match delta {
-                Delta::Text(text) => Piece::Text { text, logprobs: std::mem::take(&mut answer.held) },
+                Delta::Text(text) => Piece::Text { text, logprobs },
                 Delta::CallStart { index: call, name } => {
                     answer.calls += 1;
                     Piece::CallStart { index: call, name }
@@ -239,13 +240,9 @@ impl Running {
                 Delta::CallArguments { index: call, text } => Piece::CallArguments { index: call, text },
                 Delta::CallEnd { whole, .. } => {
                     answer.broken |= !whole;
-                    answer.held.clear();
                     continue;
                 }
             };
-            if !matches!(piece, Piece::Text { .. }) {
-                answer.held.clear();
-            }
             self.tell(index, piece);
         }
     }

@@ -12,8 +12,8 @@ use crate::{
 
 /// How an endpoint words it. Texts are whole events, one or several; an empty one is none.
 pub(crate) trait Tell: Send + 'static {
-    /// What comes before the first piece; asked until there is no more.
-    fn begin(&mut self, running: &Running) -> Option<String>;
+    /// Text `number` of what comes before the first piece; asked from 0 on until there is no more.
+    fn begin(&mut self, number: usize, running: &Running) -> Option<String>;
 
     /// What a piece of the answer `index` says.
     fn write(&mut self, index: usize, piece: Piece, running: &Running) -> String;
@@ -32,14 +32,15 @@ pub(crate) struct Told<T> {
     running: Running,
     tracker: Tracker,
     tell: T,
-    begun: bool,
+    /// Texts of the beginning that were asked for.
+    begun: usize,
     ended: bool,
 }
 
 impl<T: Tell> Told<T> {
     pub(crate) fn new(running: Running, tracker: Tracker, tell: T) -> Told<T> {
         tracker.streams();
-        Told { running, tracker, tell, begun: false, ended: false }
+        Told { running, tracker, tell, begun: 0, ended: false }
     }
 
     /// Before the last bytes go out: a client that has them may be gone at once.
@@ -51,11 +52,11 @@ impl<T: Tell> Told<T> {
 
 impl<T: Tell> Events for Told<T> {
     async fn next(&mut self) -> Option<Bytes> {
-        if !self.begun {
-            if let Some(text) = self.tell.begin(&self.running) {
+        while let Some(text) = self.tell.begin(self.begun, &self.running) {
+            self.begun += 1;
+            if !text.is_empty() {
                 return Some(text.into());
             }
-            self.begun = true;
         }
         while !self.ended {
             let mut text = match self.running.next().await {

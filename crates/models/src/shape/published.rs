@@ -1,11 +1,14 @@
-//! The published models whose shapes are known: their `config.json` as the hub has it, cut to the fields that decide
-//! the graph.
+//! The published models whose shapes are known: their `config.json`, cut to the fields that decide the graph.
+//!
+//! Written from knowledge of these models and not read from the hub. What vouches for them is that the parameters that
+//! each config makes are, to the last, those that the model is published with; what no count depends on (windows, rope)
+//! nothing here vouches for.
 
 /// A row of the table.
 pub(super) struct Published {
     /// As it is typed.
     pub(super) name: &'static str,
-    /// The repository at huggingface.co that the config is from.
+    /// The repository at huggingface.co whose config it is.
     #[cfg_attr(not(test), expect(dead_code, reason = "the source of the numbers, for readers and tests"))]
     pub(super) repository: &'static str,
     /// Elements of the weights of the text model as published: the total of the repository's safetensors files, for

@@ -50,7 +50,7 @@ pub(crate) async fn complete(
     let running = Running::start(&app, &model, &tracker, job)?;
     let head = Head { id: new_id("chatcmpl-"), created: unix_s(), model: app.options.model.clone() };
     if stream {
-        let tell = ChatStream { head, costs, include_usage, with_logprobs, begun: false };
+        let tell = ChatStream { head, costs, include_usage, with_logprobs };
         return Ok(sse::response(Told::new(running, tracker, tell), app.options.timeouts.keep_alive));
     }
     Ok(Json(whole(head, running, costs, with_logprobs).await?).into_response())

@@ -18,8 +18,6 @@ pub(crate) struct ChatStream {
     pub(crate) costs: Costs,
     pub(crate) include_usage: bool,
     pub(crate) with_logprobs: bool,
-    /// Whether the roles are told.
-    pub(crate) begun: bool,
 }
 
 impl ChatStream {
@@ -55,12 +53,9 @@ impl ChatStream {
 
 impl Tell for ChatStream {
     /// The role of every answer.
-    fn begin(&mut self, running: &Running) -> Option<String> {
-        if std::mem::replace(&mut self.begun, true) {
-            return None;
-        }
+    fn begin(&mut self, number: usize, running: &Running) -> Option<String> {
         let role = || ChatDelta { role: Some("assistant"), content: Some(String::new()), tool_calls: Vec::new() };
-        Some((0..running.answers()).map(|index| self.piece(index, role())).collect())
+        (number == 0).then(|| (0..running.answers()).map(|index| self.piece(index, role())).collect())
     }
 
     fn write(&mut self, index: usize, piece: Piece, running: &Running) -> String {

@@ -1,8 +1,6 @@
 //! The pieces of `/v1/completions`: for each answer its prompt, where that is shown, its text and its end; then the
 //! usage, where asked for, and `[DONE]`.
 
-use std::collections::VecDeque;
-
 use super::{FINGERPRINT, chat::Head, completions::Echoes};
 use crate::{
     running::{Piece, Running},
@@ -21,8 +19,6 @@ pub(crate) struct CompletionStream {
     echoes: Echoes,
     /// Characters of each answer so far.
     offsets: Vec<usize>,
-    /// Answers whose prompt is still to be shown.
-    unshown: VecDeque<usize>,
 }
 
 impl CompletionStream {
@@ -33,9 +29,7 @@ impl CompletionStream {
         include_usage: bool,
         echoes: Echoes,
     ) -> CompletionStream {
-        let (answers, choices) = (running.answers(), running.choices());
-        let unshown = (0..answers).filter(|index| !echoes.text(*index, choices).is_empty()).collect();
-        CompletionStream { head, costs, include_usage, echoes, offsets: vec![0; answers], unshown }
+        CompletionStream { head, costs, include_usage, echoes, offsets: vec![0; running.answers()] }
     }
 
     fn reply(&self, choices: Vec<CompletionChoice>) -> CompletionReply {
@@ -57,10 +51,10 @@ impl CompletionStream {
 }
 
 impl Tell for CompletionStream {
-    /// The prompts, where they are shown.
-    fn begin(&mut self, running: &Running) -> Option<String> {
-        let index = self.unshown.pop_front()?;
-        Some(self.piece(index, self.echoes.text(index, running.choices()).to_owned(), None))
+    /// The prompt of each answer, where it is shown.
+    fn begin(&mut self, number: usize, running: &Running) -> Option<String> {
+        let text = (number < running.answers()).then(|| self.echoes.text(number, running.choices()).to_owned())?;
+        Some(if text.is_empty() { text } else { self.piece(number, text, None) })
     }
 
     fn write(&mut self, index: usize, piece: Piece, running: &Running) -> String {

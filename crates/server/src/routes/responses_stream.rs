@@ -145,8 +145,8 @@ fn merged(at: &serde_json::Value, fields: serde_json::Value) -> serde_json::Valu
 }
 
 impl Tell for ResponseStream {
-    fn begin(&mut self, _: &Running) -> Option<String> {
-        if self.sequence_number > 0 {
+    fn begin(&mut self, number: usize, _: &Running) -> Option<String> {
+        if number > 0 {
             return None;
         }
         let response = self.draft.reply("in_progress", Vec::new());
