@@ -1,8 +1,11 @@
-//! Activations rounded to 8 bits in groups of 32, with the sums the kernels subtract.
+//! Activations rounded to 8 bits in groups of 32, with the sums the kernels subtract and what rounding left of outliers.
 
 use tensor::AlignedBuf;
 
+#[cfg(target_arch = "x86_64")]
+use crate::avx512;
 use crate::{
+    format::TILE_ZERO,
     isa::{Isa, for_isa},
     math,
 };
@@ -10,9 +13,12 @@ use crate::{
 /// Elements that share a scale.
 pub(crate) const GROUP: usize = 32;
 
-/// Largest element over the mean absolute value of its row from which a group gets a second plane. Of normally
-/// distributed elements the largest of 32 is about 2.6 times the mean.
-pub(crate) const FINE_ABOVE: f32 = 8.0;
+/// Columns whose products are summed before the next begin, in every kernel.
+pub(crate) const PIECE: usize = 1024;
+
+/// Largest element over the mean absolute value of its row from which a group gets a remainder. Of normally distributed
+/// elements the largest of 32 is about 2.6 times the mean.
+pub(crate) const REMAINDER_ABOVE: f32 = 16.0;
 
 /// Rows that the kernels take at once, and so the width of an interleaved block.
 pub(crate) const BLOCK_ROWS: usize = 12;
@@ -20,13 +26,14 @@ pub(crate) const BLOCK_ROWS: usize = 12;
 /// Rows of activations, quantised: `x = d * q`, `d` the largest absolute value of a group over 127.
 ///
 /// Groups with outliers are kept finer. The activations of a language model have a few channels many times larger than
-/// the rest, and 8 bits for such a group would leave little for its other elements: that, and not the rounding of
-/// ordinary groups, is most of the error of 8-bit activations. Where the largest element exceeds [`FINE_ABOVE`] times
-/// the mean absolute value of the row, a second plane holds the remainder in 1/256 of that: `x = d * (256 * q + fine)`,
-/// and `d` is the largest absolute value over `127 * 256`.
+/// the rest, and 8 bits for such a group leave little for its other elements: that, and not the rounding of ordinary
+/// groups, is most of the error of 8-bit activations. Where the largest element exceeds [`REMAINDER_ABOVE`] times the
+/// mean absolute value of the row, what rounding left is rounded again, in a unit 254 times smaller ([`Remainder`]).
+/// Remainders are few, so they stand in a list by row and not among the quants: the kernels multiply all rows alike and
+/// then add the few products of the list.
 ///
-/// Sums of quants by 16 and by 32 come along as integers and times `d`: a format whose weights are `scale * (q - zero)`
-/// starts its integer dot product at `-zero * sum`, one with a minimum adds `min * d * sum`.
+/// Sums of quants by 16 and by 32 come along, times [`-TILE_ZERO`](TILE_ZERO) as integers and times `d`: with weights
+/// `scale * (q - TILE_ZERO)` the integer dot product starts at the former, with a minimum `min * d * sum` is added.
 ///
 /// A row that holds a NaN or an infinity becomes NaN: quants and sums of zero, `d` and `d` times the sums NaN. What is
 /// broken stays visible in every product with it.
@@ -36,13 +43,13 @@ pub(crate) const BLOCK_ROWS: usize = 12;
 pub(crate) struct Quantised {
     cols: usize,
     q: AlignedBuf,
-    /// The second plane, and for each group of a row whether it counts.
-    fine: AlignedBuf,
-    is_fine: AlignedBuf,
     d: AlignedBuf,
-    sums: [AlignedBuf; 2],
-    fine_sums: [AlignedBuf; 2],
+    offsets: [AlignedBuf; 2],
     scaled_sums: [AlignedBuf; 2],
+    /// By row, room for each of its groups.
+    remainders: AlignedBuf,
+    /// By row, how many remainders lie before each piece of columns, and how many there are.
+    starts: AlignedBuf,
 }
 
 /// A block of interleaved rows, as the kernels read it: element `(row, col)` of `q` is at
@@ -51,15 +58,38 @@ pub(crate) struct Quantised {
 pub(crate) struct Block<'a> {
     pub(crate) rows: usize,
     pub(crate) q: &'a [i8],
-    /// The second plane, laid out as `q`; it means something where `is_fine`.
-    pub(crate) fine: &'a [i8],
-    pub(crate) is_fine: &'a [u8],
     pub(crate) d: &'a [f32],
-    pub(crate) sums: &'a [i32],
-    /// Sums of the second plane; zero where it does not count.
-    pub(crate) fine_sums: &'a [i32],
-    /// `d` times the sum of quants: with a second plane of `256 * q + fine`.
+    /// `-TILE_ZERO` times the sum of quants.
+    pub(crate) offsets: &'a [i32],
+    /// `d` times the sum of quants.
     pub(crate) scaled_sums: &'a [f32],
+    /// Remainders and their starts, by row.
+    remainders: &'a [Remainder],
+    starts: &'a [u32],
+    /// Groups of a row, and its entries in `starts`.
+    groups: usize,
+    pieces: usize,
+}
+
+/// What rounding left of a group of a row: `unit * q`, to be added to the group.
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C)]
+pub(crate) struct Remainder {
+    pub(crate) q: [i8; GROUP],
+    /// Sums of both halves of `q`.
+    pub(crate) sums: [i32; 2],
+    pub(crate) unit: f32,
+    /// Which group of the row.
+    pub(crate) group: u32,
+}
+
+impl Block<'_> {
+    /// The remainders of a row in the piece of columns that begins at column `at`, a multiple of [`PIECE`].
+    #[inline]
+    pub(crate) fn remainders(&self, row: usize, at: usize) -> &[Remainder] {
+        let starts = &self.starts[row * self.pieces + at / PIECE..][..2];
+        &self.remainders[row * self.groups..][starts[0] as usize..starts[1] as usize]
+    }
 }
 
 impl Quantised {
@@ -69,18 +99,19 @@ impl Quantised {
         Quantised {
             cols,
             q: AlignedBuf::zeroed(rows * cols),
-            fine: AlignedBuf::zeroed(rows * cols),
-            is_fine: AlignedBuf::zeroed(rows * cols / GROUP),
             d: AlignedBuf::zeroed_of::<f32>(rows * cols / GROUP),
-            sums: [sums(16), sums(32)],
-            fine_sums: [sums(16), sums(32)],
+            offsets: [sums(16), sums(32)],
             scaled_sums: [sums(16), sums(32)],
+            remainders: AlignedBuf::zeroed_of::<Remainder>(rows * cols / GROUP),
+            starts: AlignedBuf::zeroed_of::<u32>(rows * starts(cols)),
         }
     }
 
     /// Bytes that [`Quantised::new`] takes.
     pub(crate) fn bytes(rows: usize, cols: usize) -> u64 {
-        (rows * (2 * cols + cols / 32 * 5 + 3 * (cols / 16 * 4 + cols / 32 * 4))) as u64
+        let groups = cols / GROUP;
+        let sums = 2 * (cols / 16 * 4 + groups * 4);
+        (rows * (cols + groups * (4 + size_of::<Remainder>()) + sums + starts(cols) * 4)) as u64
     }
 
     pub(crate) fn cols(&self) -> usize {
@@ -91,16 +122,18 @@ impl Quantised {
     pub(crate) fn block(&self, first: usize, rows: usize, group: usize) -> Block<'_> {
         let count = (rows - first).min(BLOCK_ROWS);
         let part = |by: usize| first * self.cols / by..(first + count) * self.cols / by;
+        let pieces = starts(self.cols);
         let which = usize::from(group == 32);
         Block {
             rows: count,
             q: &self.q.as_slice::<i8>()[part(1)],
-            fine: &self.fine.as_slice::<i8>()[part(1)],
-            is_fine: &self.is_fine[part(GROUP)],
             d: &self.d.as_slice::<f32>()[part(GROUP)],
-            sums: &self.sums[which].as_slice::<i32>()[part(group)],
-            fine_sums: &self.fine_sums[which].as_slice::<i32>()[part(group)],
+            offsets: &self.offsets[which].as_slice::<i32>()[part(group)],
             scaled_sums: &self.scaled_sums[which].as_slice::<f32>()[part(group)],
+            remainders: &self.remainders.as_slice::<Remainder>()[part(GROUP)],
+            starts: &self.starts.as_slice::<u32>()[first * pieces..(first + count) * pieces],
+            groups: self.cols / GROUP,
+            pieces,
         }
     }
 
@@ -113,11 +146,13 @@ impl Quantised {
         let (first, lane) = (row / BLOCK_ROWS * BLOCK_ROWS, row % BLOCK_ROWS);
         let count = (rows - first).min(BLOCK_ROWS);
         let base = |buf: &AlignedBuf, by: usize| buf.raw().cast::<u32>().wrapping_add(first * self.cols / by);
-        let (q, fine, d) = (base(&self.q, 4), base(&self.fine, 4), base(&self.d, GROUP));
-        let is_fine = self.is_fine.raw().wrapping_add(first * self.cols / GROUP);
+        let (q, d) = (base(&self.q, 4), base(&self.d, GROUP));
         let pair = |bufs: &[AlignedBuf; 2]| [base(&bufs[0], 16), base(&bufs[1], 32)];
-        let (sums, fine_sums, scaled) = (pair(&self.sums), pair(&self.fine_sums), pair(&self.scaled_sums));
-        let limit = FINE_ABOVE * mean_absolute(isa, x);
+        let (offsets, scaled) = (pair(&self.offsets), pair(&self.scaled_sums));
+        let remainders = self.remainders.raw().cast::<Remainder>().wrapping_add(row * self.cols / GROUP);
+        let starts = self.starts.raw().cast::<u32>().wrapping_add(row * starts(self.cols));
+        let mut found = 0;
+        let limit = REMAINDER_ABOVE * mean_absolute(isa, x);
         // The sum of large numbers overflows too: only then are the elements looked at.
         let is_broken = !limit.is_finite() && x.iter().any(|x| !x.is_finite());
         for (group, x) in x.as_chunks::<GROUP>().0.iter().enumerate() {
@@ -125,62 +160,64 @@ impl Quantised {
             if is_broken {
                 rounded.scale = f32::NAN;
             } else {
-                round_group(isa, x, limit, &mut rounded);
+                match isa {
+                    // The compiler takes several times as many instructions for the plain loops.
+                    #[cfg(target_arch = "x86_64")]
+                    Isa::Avx512(isa) => avx512::activations::round_group(isa, x, &mut rounded),
+                    _ => round_group(isa, x, &mut rounded),
+                }
             }
-            let words = |quants: &[i8; GROUP]| {
-                let mut words = [0u32; GROUP / 4];
-                for (word, four) in words.iter_mut().zip(quants.as_chunks::<4>().0) {
-                    *word = u32::from_ne_bytes(four.map(|q| q as u8));
-                }
-                words
-            };
             // SAFETY: all of these lie in the block of this row, inside the buffers by the assertion above, and only
-            // in this row's lane of it, which the caller keeps to this thread.
+            // in this row's lane of it or in its own list, which the caller keeps to this thread. A row has at most
+            // as many remainders as groups.
             unsafe {
-                for (c, word) in words(&rounded.q).into_iter().enumerate() {
-                    q.add((group * 8 + c) * count + lane).write(word);
+                if (group * GROUP).is_multiple_of(PIECE) {
+                    starts.add(group * GROUP / PIECE).write(found as u32);
                 }
-                // Read only where it counts.
-                if rounded.is_fine {
-                    for (c, word) in words(&rounded.fine).into_iter().enumerate() {
-                        fine.add((group * 8 + c) * count + lane).write(word);
-                    }
+                if rounded.largest > limit {
+                    remainders.add(found).write(remainder(isa, x, &rounded, group as u32));
+                    found += 1;
                 }
-                is_fine.add(group * count + lane).write(u8::from(rounded.is_fine));
-                let (unit, steps) = if rounded.is_fine { (rounded.scale / 256.0, 256) } else { (rounded.scale, 1) };
-                d.add(group * count + lane).write(unit.to_bits());
-                let total = |sum: i32, fine_sum: i32| unit * (sum * steps + fine_sum) as f32;
+                for (c, four) in rounded.q.as_chunks::<4>().0.iter().enumerate() {
+                    q.add((group * 8 + c) * count + lane).write(u32::from_ne_bytes(four.map(|q| q as u8)));
+                }
+                d.add(group * count + lane).write(rounded.scale.to_bits());
                 for half in 0..2 {
                     let at = (group * 2 + half) * count + lane;
-                    sums[0].add(at).write(rounded.sums[half] as u32);
-                    fine_sums[0].add(at).write(rounded.fine_sums[half] as u32);
-                    scaled[0].add(at).write(total(rounded.sums[half], rounded.fine_sums[half]).to_bits());
+                    offsets[0].add(at).write((-TILE_ZERO * rounded.sums[half]) as u32);
+                    scaled[0].add(at).write((rounded.scale * rounded.sums[half] as f32).to_bits());
                 }
-                let (sum, fine_sum) = (rounded.sums.iter().sum(), rounded.fine_sums.iter().sum());
-                let at = group * count + lane;
-                sums[1].add(at).write(sum as u32);
-                fine_sums[1].add(at).write(fine_sum as u32);
-                scaled[1].add(at).write(total(sum, fine_sum).to_bits());
+                let (sum, at) = (rounded.sums[0] + rounded.sums[1], group * count + lane);
+                offsets[1].add(at).write((-TILE_ZERO * sum) as u32);
+                scaled[1].add(at).write((rounded.scale * sum as f32).to_bits());
             }
         }
+        // SAFETY: as above.
+        unsafe { starts.add(self.cols.div_ceil(PIECE)).write(found as u32) };
     }
+}
+
+/// Entries that a row has in the table of starts.
+fn starts(cols: usize) -> usize {
+    cols.div_ceil(PIECE) + 1
 }
 
 /// A quantised group.
 #[derive(Default)]
 pub(crate) struct Rounded {
-    q: [i8; GROUP],
-    fine: [i8; GROUP],
-    is_fine: bool,
-    scale: f32,
+    pub(crate) q: [i8; GROUP],
+    /// The largest absolute value.
+    pub(crate) largest: f32,
+    pub(crate) scale: f32,
     /// Sums of both halves.
-    sums: [i32; 2],
-    fine_sums: [i32; 2],
+    pub(crate) sums: [i32; 2],
 }
 
 for_isa! {
     /// [`round_group_body`]
-    fn round_group(x: &[f32; GROUP], limit: f32, out: &mut Rounded) = round_group_body;
+    fn round_group(x: &[f32; GROUP], out: &mut Rounded) = round_group_body;
+    /// [`remainder_body`]
+    fn remainder(x: &[f32; GROUP], rounded: &Rounded, group: u32) -> Remainder = remainder_body;
     /// The mean of the absolute values: less swayed by outliers than the mean square.
     fn mean_absolute(x: &[f32]) -> f32 = mean_absolute_body;
 }
@@ -194,29 +231,47 @@ fn mean_absolute_body(x: &[f32]) -> f32 {
     partial.iter().sum::<f32>() / x.len() as f32
 }
 
-/// Rounds 32 finite elements to even; where the largest exceeds `limit`, their remainders too.
+/// The nearest integer, ties to even: adding and subtracting 1.5 * 2^23 rounds without a call.
 #[inline(always)]
-fn round_group_body(x: &[f32; GROUP], limit: f32, out: &mut Rounded) {
-    let largest = math::largest(&x.map(f32::abs));
-    out.scale = largest / 127.0;
-    // The inverse of a subnormal scale would be infinite: elements that small are zeros.
-    let inverse = if out.scale >= f32::MIN_POSITIVE { 1.0 / out.scale } else { 0.0 };
-    // Adding and subtracting 1.5 * 2^23 rounds to the nearest integer, ties to even, without a call.
+fn round(x: f32) -> i32 {
     const ROUND: f32 = 12_582_912.0;
-    let round = |x: f32| (x + ROUND).to_bits() as i32 - ROUND.to_bits() as i32;
+    (x + ROUND).to_bits() as i32 - ROUND.to_bits() as i32
+}
+
+/// The inverse of a scale; 0 where it would be infinite: elements that small are zeros.
+#[inline(always)]
+pub(crate) fn inverse(scale: f32) -> f32 {
+    if scale >= f32::MIN_POSITIVE { 1.0 / scale } else { 0.0 }
+}
+
+#[inline(always)]
+fn half_sums(rounded: &[i32; GROUP]) -> [i32; 2] {
+    [rounded[..16].iter().sum(), rounded[16..].iter().sum()]
+}
+
+/// Rounds 32 finite elements.
+#[inline(always)]
+fn round_group_body(x: &[f32; GROUP], out: &mut Rounded) {
+    out.largest = math::largest(&x.map(f32::abs));
+    out.scale = out.largest / 127.0;
+    let inverse = inverse(out.scale);
     let mut rounded = [0i32; GROUP];
     rounded.iter_mut().zip(x).for_each(|(r, x)| *r = round(x * inverse));
     out.q.iter_mut().zip(&rounded).for_each(|(q, r)| *q = *r as i8);
-    out.sums = [rounded[..16].iter().sum(), rounded[16..].iter().sum()];
-    out.is_fine = largest > limit;
-    if out.is_fine {
-        let mut fine = [0i32; GROUP];
-        for ((fine, x), r) in fine.iter_mut().zip(x).zip(&rounded) {
-            *fine = round((x * inverse - *r as f32) * 256.0).clamp(-127, 127);
-        }
-        out.fine.iter_mut().zip(&fine).for_each(|(q, r)| *q = *r as i8);
-        out.fine_sums = [fine[..16].iter().sum(), fine[16..].iter().sum()];
+    out.sums = half_sums(&rounded);
+}
+
+/// What rounding left of 32 finite elements: at most half a step, here 127 steps.
+#[inline(always)]
+fn remainder_body(x: &[f32; GROUP], rounded: &Rounded, group: u32) -> Remainder {
+    let inverse = inverse(rounded.scale);
+    let mut again = [0i32; GROUP];
+    for ((again, x), q) in again.iter_mut().zip(x).zip(&rounded.q) {
+        *again = round((x * inverse - f32::from(*q)) * 254.0).clamp(-127, 127);
     }
+    let mut q = [0; GROUP];
+    q.iter_mut().zip(&again).for_each(|(q, r)| *q = *r as i8);
+    Remainder { q, sums: half_sums(&again), unit: rounded.scale / 254.0, group }
 }
 
 #[cfg(test)]
@@ -241,28 +296,54 @@ mod tests {
                 let block = quantised.block(row / BLOCK_ROWS * BLOCK_ROWS, ROWS, 16);
                 let lane = row % BLOCK_ROWS;
                 let q = |col: usize| i32::from(block.q[(col / 4 * block.rows + lane) * 4 + col % 4]);
-                let fine = |col: usize| i32::from(block.fine[(col / 4 * block.rows + lane) * 4 + col % 4]);
+                let remainders = block.remainders(lane, 0);
+                assert_eq!(remainders.len(), usize::from(row == 3));
                 for (col, x) in x(row).iter().enumerate() {
-                    let group = col / 32 * block.rows + lane;
-                    let (d, is_fine) = (block.d[group], block.is_fine[group] == 1);
-                    assert_eq!(is_fine, row == 3 && col >= 32);
-                    let value = d * if is_fine { 256 * q(col) + fine(col) } else { q(col) } as f32;
-                    assert!((value - x).abs() <= d * if is_fine { 0.5001 * 256.0 / 127.0 } else { 0.5001 });
+                    let d = block.d[col / 32 * block.rows + lane];
+                    let value = d * q(col) as f32;
+                    assert!((value - x).abs() <= d * 0.5001);
+                    for r in remainders.iter().filter(|r| r.group as usize == col / 32) {
+                        let value = value + r.unit * f32::from(r.q[col % 32]);
+                        assert!((value - x).abs() <= d * 0.6 / 254.0, "{value} {x}");
+                    }
+                }
+                for r in remainders {
+                    assert_eq!(r.group, 1);
+                    let sum = |half: usize| r.q[half * 16..][..16].iter().map(|q| i32::from(*q)).sum::<i32>();
+                    assert_eq!([sum(0), sum(1)], r.sums);
                 }
                 for group in 0..4 {
                     let sum: i32 = (0..16).map(|i| q(group * 16 + i)).sum();
-                    let fine_sum: i32 = (0..16).map(|i| fine(group * 16 + i)).sum();
-                    assert_eq!(block.sums[group * block.rows + lane], sum);
-                    assert_eq!(block.fine_sums[group * block.rows + lane], fine_sum);
+                    assert_eq!(block.offsets[group * block.rows + lane], -TILE_ZERO * sum);
                 }
                 let wide = quantised.block(row / BLOCK_ROWS * BLOCK_ROWS, ROWS, 32);
                 let sum: i32 = (32..64).map(q).sum();
-                assert_eq!(wide.sums[block.rows + lane], sum);
-                let fine_sum: i32 = (32..64).map(fine).sum();
-                assert_eq!(wide.fine_sums[block.rows + lane], fine_sum);
-                let steps = if wide.is_fine[block.rows + lane] == 1 { 256 } else { 1 };
-                let total = wide.d[block.rows + lane] * (sum * steps + fine_sum) as f32;
-                assert_eq!(wide.scaled_sums[block.rows + lane], total);
+                let at = wide.rows + lane;
+                assert_eq!((wide.offsets[at], wide.scaled_sums[at]), (-TILE_ZERO * sum, wide.d[at] * sum as f32));
+            }
+        }
+    }
+
+    #[test]
+    fn remainders_are_found_by_piece() {
+        // Outliers in columns of three pieces, the last of them short.
+        const COLS: usize = 2 * PIECE + 96;
+        let outliers = [[5, PIECE - 1, PIECE, COLS - 1], [PIECE + 40, PIECE + 70, COLS - 40, COLS - 1]];
+        let quantised = Quantised::new(2, COLS);
+        for isa in isas() {
+            for (row, outliers) in outliers.iter().enumerate() {
+                let mut x = [1.0; COLS];
+                outliers.iter().for_each(|at| x[*at] = 100.0);
+                // SAFETY: one thread.
+                unsafe { quantised.write_row(isa, row, 2, &x) };
+            }
+            let block = quantised.block(0, 2, 32);
+            for (row, outliers) in outliers.iter().enumerate() {
+                for at in (0..COLS).step_by(PIECE) {
+                    let found: Vec<usize> = block.remainders(row, at).iter().map(|r| r.group as usize).collect();
+                    let inside = outliers.iter().filter(|col| (at..at + PIECE).contains(col));
+                    assert_eq!(found, inside.map(|col| col / GROUP).collect::<Vec<_>>());
+                }
             }
         }
     }
@@ -279,7 +360,7 @@ mod tests {
             // SAFETY: one thread.
             unsafe { quantised.write_row(isa, 0, 1, &[x; 32]) };
             let block = quantised.block(0, 1, 32);
-            assert!(block.q.iter().all(|q| *q == 0) && block.sums[0] == 0, "{x}");
+            assert!(block.q.iter().all(|q| *q == 0) && block.offsets[0] == 0, "{x}");
             assert!(block.d[0] <= f32::MIN_POSITIVE && block.scaled_sums[0] == 0.0, "{x}");
         }
     }
@@ -307,9 +388,14 @@ mod tests {
                     let (d, sum) = (block.d[at], block.scaled_sums[at]);
                     assert_eq!((d.is_nan(), sum.is_nan()), (*is_broken, *is_broken), "{x} on {}", isa.name());
                     if *is_broken {
-                        assert_eq!((block.sums[at], block.is_fine[at]), (0, 0), "{x} on {}", isa.name());
+                        assert_eq!(
+                            (block.offsets[at], block.remainders(row, 0).len()),
+                            (0, 0),
+                            "{x} on {}",
+                            isa.name()
+                        );
                     } else {
-                        assert!(d.is_finite() && block.sums[at] != 0);
+                        assert!(d.is_finite() && block.offsets[at] != 0);
                     }
                 }
                 let quant = |col: usize| block.q[(col / 4 * rows.len() + row) * 4 + col % 4];

@@ -9,17 +9,17 @@ use std::cmp::Reverse;
 use graph::{KV_BLOCK_TOKENS, Span};
 
 #[cfg(target_arch = "x86_64")]
-use crate::avx512;
+use crate::avx512::attention as avx512;
 use crate::{
     isa::{Isa, for_isa},
-    kv::KvCache,
+    kv::{Head, KvCache},
     math,
 };
 
 /// Queries a tile holds at most: what keeps keys, values and sums of 128-element heads in the second-level cache.
 const TILE_QUERIES: usize = 32;
 
-type Scores = [f32; KV_BLOCK_TOKENS];
+pub(crate) type Scores = [f32; KV_BLOCK_TOKENS];
 
 /// What attention computes.
 #[derive(Clone, Copy)]
@@ -43,6 +43,7 @@ pub(crate) struct Over<'a> {
 /// What a thread needs to itself.
 #[derive(Default)]
 pub(crate) struct Scratch {
+    /// Keys and values of a block as `f32`, where they are not widened in registers.
     keys: Vec<f32>,
     values: Vec<f32>,
     queries: Vec<f32>,
@@ -55,13 +56,12 @@ pub(crate) struct Scratch {
 }
 
 for_isa! {
-    /// [`Scratch::block`]
-    fn add_block(scratch: &mut Scratch, queries: usize, dim: usize, softcap: Option<f32>, own: Isa) = block_of;
-}
-
-#[inline(always)]
-fn block_of(scratch: &mut Scratch, queries: usize, dim: usize, softcap: Option<f32>, isa: Isa) {
-    scratch.block(queries, dim, softcap, isa);
+    /// [`score_body`]
+    fn score_all(scratch: &mut Scratch, queries: usize, dim: usize) = score_body;
+    /// [`soften_body`]
+    fn soften(scratch: &mut Scratch, queries: usize, dim: usize, softcap: Option<f32>) = soften_body;
+    /// [`weigh_body`]
+    fn weigh_all(scratch: &mut Scratch, queries: usize, dim: usize) = weigh_body;
 }
 
 impl Scratch {
@@ -186,7 +186,7 @@ impl Attention {
             }
         }
         for block in blocks_seen(last_of(0)..last_of(queries - 1) + 1, cache.window) {
-            cache.read(span.tables[cache.group][block] as usize, tile.kv_head, &mut scratch.keys, &mut scratch.values);
+            let head = cache.head(span.tables[cache.group][block] as usize, tile.kv_head);
             let visible = |query: usize| {
                 let begin = block * KV_BLOCK_TOKENS;
                 let from = first_of(query).saturating_sub(begin).min(KV_BLOCK_TOKENS);
@@ -196,7 +196,7 @@ impl Attention {
             for query in 0..queries {
                 scratch.visible[query] = visible(query);
             }
-            add_block(isa, scratch, queries, dim, self.softcap, isa);
+            scratch.add(isa, head, queries, dim, self.softcap);
         }
         for query in 0..queries {
             let sums = &mut scratch.sums[query * dim..][..dim];
@@ -209,8 +209,6 @@ impl Attention {
 
 impl Scratch {
     fn prepare(&mut self, queries: usize, dim: usize) {
-        self.keys.resize(dim * KV_BLOCK_TOKENS, 0.0);
-        self.values.resize(dim * KV_BLOCK_TOKENS, 0.0);
         self.queries.resize(queries * dim, 0.0);
         self.sums.clear();
         self.sums.resize(queries * dim, 0.0);
@@ -223,73 +221,95 @@ impl Scratch {
     }
 
     /// Adds one block of keys and values to the sums of all queries.
-    #[inline(always)]
-    fn block(&mut self, queries: usize, dim: usize, softcap: Option<f32>, isa: Isa) {
-        let (keys, _) = self.keys.as_chunks::<KV_BLOCK_TOKENS>();
-        let mut query = 0;
-        while query + 4 <= queries {
-            score::<4>(&self.queries[query * dim..], dim, keys, &mut self.scores[query..]);
-            query += 4;
+    fn add(&mut self, isa: Isa, head: Head<'_>, queries: usize, dim: usize, softcap: Option<f32>) {
+        match isa {
+            // Plain loops over several sums of two registers each are too much for the compiler, and the elements of
+            // the cache are widened in registers.
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512(own) => match head {
+                Head::F16 { keys, values } => self.add_avx512(own, (keys, values), queries, dim, softcap),
+                Head::F32 { keys, values } => self.add_avx512(own, (keys, values), queries, dim, softcap),
+            },
+            _ => {
+                self.keys.resize(dim * KV_BLOCK_TOKENS, 0.0);
+                self.values.resize(dim * KV_BLOCK_TOKENS, 0.0);
+                head.read(&mut self.keys, &mut self.values);
+                score_all(isa, self, queries, dim);
+                soften(isa, self, queries, dim, softcap);
+                weigh_all(isa, self, queries, dim);
+            }
         }
-        while query < queries {
-            score::<1>(&self.queries[query * dim..], dim, keys, &mut self.scores[query..]);
-            query += 1;
-        }
-        for query in 0..queries {
-            let scores = &mut self.scores[query];
-            if let Some(cap) = softcap {
-                scores.iter_mut().for_each(|score| *score = cap * math::tanh(*score / cap));
-            }
-            let visible = self.visible[query].clone();
-            if visible.is_empty() {
-                continue;
-            }
-            if visible.len() < KV_BLOCK_TOKENS {
-                mask(scores, &visible, f32::NEG_INFINITY);
-            }
-            let sums = &mut self.sums[query * dim..][..dim];
-            let largest = self.largest[query].max(math::largest(scores));
-            if largest > self.largest[query] {
-                let factor = math::exp(self.largest[query] - largest);
-                let factor = if self.largest[query] == f32::NEG_INFINITY { 0.0 } else { factor };
-                sums.iter_mut().for_each(|x| *x *= factor);
-                self.total[query] *= factor;
-                self.largest[query] = largest;
-            }
-            scores.iter_mut().for_each(|score| *score = math::exp(*score - largest));
-            if visible.len() < KV_BLOCK_TOKENS {
-                mask(scores, &visible, 0.0);
-            }
-            self.total[query] += math::sum(scores);
-        }
-        self.weigh(queries, dim, isa);
     }
 
-    /// Adds the values of a block to the sums of all queries, by the weights in `scores`.
-    #[inline(always)]
-    fn weigh(&mut self, queries: usize, dim: usize, isa: Isa) {
-        let mut query = 0;
-        while query < queries {
-            let visible = self.visible[query].clone();
-            let sums = &mut self.sums[query * dim..];
-            // Several queries share the reading of the values. Each adds the same terms in the same order as alone.
-            let together = self.visible[query..queries].iter().take(4).filter(|it| it.len() == KV_BLOCK_TOKENS).count();
-            if together == 4 {
-                let weights: &[Scores; 4] = self.scores[query..query + 4].try_into().expect("four");
-                weigh_four(isa, weights, &self.values, dim, sums);
-                query += 4;
-                continue;
-            }
-            // Values out of sight are left out and not weighed with zero: they may belong to a sequence that is gone,
-            // and zero times infinity is no number.
-            if visible.len() == KV_BLOCK_TOKENS {
-                weigh_all(&self.scores[query][..], &self.values, dim, 0, sums); // a length known to the compiler
-            } else {
-                let values = &self.values[visible.start * dim..visible.end * dim];
-                weigh_all(&self.scores[query][visible], values, dim, 0, sums);
-            }
-            query += 1;
+    #[cfg(target_arch = "x86_64")]
+    fn add_avx512<E: avx512::Element>(
+        &mut self,
+        isa: crate::isa::Avx512,
+        (keys, values): (&[E], &[E]),
+        queries: usize,
+        dim: usize,
+        softcap: Option<f32>,
+    ) {
+        avx512::scores(isa, &self.queries[..queries * dim], dim, keys, &mut self.scores[..queries]);
+        soften(Isa::Avx512(isa), self, queries, dim, softcap);
+        let (weights, visible) = (&self.scores[..queries], &self.visible[..queries]);
+        avx512::weigh(isa, weights, visible, values, dim, &mut self.sums[..queries * dim]);
+    }
+}
+
+/// Scores of all queries with the keys of a block.
+#[inline(always)]
+fn score_body(scratch: &mut Scratch, queries: usize, dim: usize) {
+    let (keys, _) = scratch.keys.as_chunks::<KV_BLOCK_TOKENS>();
+    for (query, scores) in scratch.scores[..queries].iter_mut().enumerate() {
+        let mut sums = [0.0f32; KV_BLOCK_TOKENS];
+        for (q, keys) in scratch.queries[query * dim..][..dim].iter().zip(keys) {
+            sums.iter_mut().zip(keys).for_each(|(sum, key)| *sum += q * key);
         }
+        *scores = sums;
+    }
+}
+
+/// Turns the scores of a block into weights, `exp(score - largest)`, and scales what was summed before to the same.
+#[inline(always)]
+fn soften_body(scratch: &mut Scratch, queries: usize, dim: usize, softcap: Option<f32>) {
+    for query in 0..queries {
+        let scores = &mut scratch.scores[query];
+        if let Some(cap) = softcap {
+            scores.iter_mut().for_each(|score| *score = cap * math::tanh(*score / cap));
+        }
+        let visible = scratch.visible[query].clone();
+        if visible.is_empty() {
+            continue;
+        }
+        if visible.len() < KV_BLOCK_TOKENS {
+            mask(scores, &visible, f32::NEG_INFINITY);
+        }
+        let largest = scratch.largest[query].max(math::largest(scores));
+        if largest > scratch.largest[query] {
+            let factor = math::exp(scratch.largest[query] - largest);
+            let factor = if scratch.largest[query] == f32::NEG_INFINITY { 0.0 } else { factor };
+            scratch.sums[query * dim..][..dim].iter_mut().for_each(|x| *x *= factor);
+            scratch.total[query] *= factor;
+            scratch.largest[query] = largest;
+        }
+        scores.iter_mut().for_each(|score| *score = math::exp(*score - largest));
+        if visible.len() < KV_BLOCK_TOKENS {
+            mask(scores, &visible, 0.0);
+        }
+        scratch.total[query] += math::sum(scores);
+    }
+}
+
+/// Adds the values of a block to the sums of all queries, by the weights in `scores`.
+#[inline(always)]
+fn weigh_body(scratch: &mut Scratch, queries: usize, dim: usize) {
+    for (query, sums) in scratch.sums[..queries * dim].chunks_exact_mut(dim).enumerate() {
+        // Values out of sight are left out and not weighed with zero: they may belong to a sequence that is gone,
+        // and zero times infinity is no number.
+        let visible = scratch.visible[query].clone();
+        let values = &scratch.values[visible.start * dim..visible.end * dim];
+        weigh_by(&scratch.scores[query][visible], values, dim, sums);
     }
 }
 
@@ -302,38 +322,10 @@ fn mask(scores: &mut Scores, visible: &std::ops::Range<usize>, value: f32) {
     }
 }
 
-/// Adds the weighted values of a block to the sums of four queries.
+/// Adds the weighted values of some tokens to a head.
 #[inline(always)]
-fn weigh_four(isa: Isa, weights: &[Scores; 4], values: &[f32], dim: usize, sums: &mut [f32]) {
-    let done = match isa {
-        // Plain loops over four sums of two registers each are too much for the compiler.
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx512(isa) => avx512::weigh_four(isa, weights, values, dim, sums),
-        _ => 0,
-    };
-    for (query, weights) in weights.iter().enumerate() {
-        weigh_all(weights, values, dim, done, &mut sums[query * dim..]);
-    }
-}
-
-/// Scores of `N` queries with the 32 keys of a block.
-#[inline(always)]
-fn score<const N: usize>(queries: &[f32], dim: usize, keys: &[Scores], scores: &mut [Scores]) {
-    let mut sums = [[0.0f32; KV_BLOCK_TOKENS]; N];
-    for (d, keys) in keys.iter().enumerate() {
-        for (i, sums) in sums.iter_mut().enumerate() {
-            let q = queries[i * dim + d];
-            for (sum, key) in sums.iter_mut().zip(keys) {
-                *sum += q * key;
-            }
-        }
-    }
-    scores[..N].copy_from_slice(&sums);
-}
-
-/// Adds the weighted values of some tokens to a head, from element `at` on.
-#[inline(always)]
-fn weigh_all(weights: &[f32], values: &[f32], dim: usize, mut at: usize, sums: &mut [f32]) {
+fn weigh_by(weights: &[f32], values: &[f32], dim: usize, sums: &mut [f32]) {
+    let mut at = 0;
     while at + 64 <= dim {
         weigh::<64>(weights, values, dim, at, sums);
         at += 64;

@@ -25,6 +25,10 @@ impl Exploded {
     pub(crate) const EMPTY: Exploded = Exploded { quants: [0; 256], d: 0, m: 0, scales: [0; 16], mins: [0; 16] };
 }
 
+/// The zero of the quants in tiles, for formats that have one: then sums of activations are multiplied by it once, not
+/// for each weight.
+pub(crate) const TILE_ZERO: i32 = 128;
+
 /// A quantised format: its constants are what the kernels are specialised by.
 pub(crate) trait Format: Copy + Send + Sync + 'static {
     /// The ggml type.
@@ -39,7 +43,7 @@ pub(crate) trait Format: Copy + Send + Sync + 'static {
     const MIN: bool;
     /// Sign of the minimum: the K types subtract it.
     const MIN_SIGN: f32 = 1.0;
-    /// Subtracted from every quant.
+    /// Subtracted from every quant: 0 or a power of two, by which kernels shift.
     const ZERO: i32;
     /// `d` is a bfloat16 (else a half).
     const BF16_SCALE: bool = false;
@@ -49,6 +53,10 @@ pub(crate) trait Format: Copy + Send + Sync + 'static {
     /// Takes one ggml block (of `DTYPE`) apart.
     fn explode(block: &[u8], out: &mut Exploded);
 
+    /// Added to quants in a tile, so that their zero is [`TILE_ZERO`] for every format that has one.
+    const TILE_SHIFT: u8 = if Self::ZERO == 0 { 0 } else { (TILE_ZERO - Self::ZERO) as u8 };
+    /// Shifted by this, sums times [`TILE_ZERO`] are sums times the format's own zero.
+    const OFFSET_SHIFT: u32 = if Self::ZERO == 0 { 0 } else { (TILE_ZERO / Self::ZERO).trailing_zeros() };
     /// Elements a packed block.
     const BLOCK: usize = if Self::SUPER { 256 } else { 32 };
     /// Groups a packed block.
@@ -119,7 +127,10 @@ macro_rules! format {
             const GROUP: usize = $group;
             const SUPER: bool = $super;
             const MIN: bool = $min;
-            const ZERO: i32 = $zero;
+            const ZERO: i32 = {
+                assert!($zero == 0 || (TILE_ZERO % $zero == 0 && ($zero as u32).is_power_of_two()));
+                $zero
+            };
             $($extra)*
             #[inline]
             fn explode($block: &[u8], $out: &mut Exploded) $body
@@ -210,8 +221,8 @@ format!(Q6_K, bits 6, group 16, super true, min false, zero 32, {}, |block, out|
 
 /// The codebook of IQ4_NL and IQ4_XS (ggml `kvalues_iq4nl`), plus 128.
 const IQ4_TABLE: [u8; 16] = [1, 24, 45, 63, 79, 93, 106, 118, 129, 141, 153, 166, 181, 197, 217, 241];
-/// The E2M1 numbers doubled (OCP Microscaling Formats 1.0), plus 12.
-const E2M1_TABLE: [u8; 16] = [12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0];
+/// The E2M1 numbers doubled (OCP Microscaling Formats 1.0), plus 128.
+const E2M1_TABLE: [u8; 16] = [128, 129, 130, 131, 132, 134, 136, 140, 128, 127, 126, 125, 124, 122, 120, 116];
 
 format!(IQ4_NL, bits 4, group 32, super false, min false, zero 128, {
     const TABLE: Option<[u8; 16]> = Some(IQ4_TABLE);
@@ -232,7 +243,7 @@ format!(IQ4_XS, bits 4, group 32, super true, min false, zero 128, {
         nibbles(qs, quants);
     }
 });
-format!(MXFP4, bits 4, group 32, super false, min false, zero 12, {
+format!(MXFP4, bits 4, group 32, super false, min false, zero 128, {
     const TABLE: Option<[u8; 16]> = Some(E2M1_TABLE);
     const BF16_SCALE: bool = true;
 }, |block, out| {

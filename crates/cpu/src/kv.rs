@@ -81,20 +81,38 @@ impl KvCache {
         }
     }
 
-    /// Reads one head of a block as `f32`: keys `[head_dim][token]`, values `[token][head_dim]`.
+    /// One head of a block.
     ///
     /// It is for phases in which no thread writes the cache: the whole buffers are borrowed for reading.
-    pub(crate) fn read(&self, block: usize, head: usize, keys: &mut [f32], values: &mut [f32]) {
+    pub(crate) fn head(&self, block: usize, head: usize) -> Head<'_> {
         let at = (block * self.kv_heads + head) * self.head_elements();
         let part = at..at + self.head_elements();
+        let (keys, values) = (&self.keys, &self.values);
         match self.dtype {
-            KvType::F16 => {
-                self.keys.as_slice::<f16>()[part.clone()].convert_to_f32_slice(keys);
-                self.values.as_slice::<f16>()[part].convert_to_f32_slice(values);
+            KvType::F16 => Head::F16 { keys: &keys.as_slice()[part.clone()], values: &values.as_slice()[part] },
+            KvType::F32 => Head::F32 { keys: &keys.as_slice()[part.clone()], values: &values.as_slice()[part] },
+        }
+    }
+}
+
+/// One head of a block: keys `[head_dim][token]`, values `[token][head_dim]`.
+#[derive(Clone, Copy)]
+pub(crate) enum Head<'a> {
+    F16 { keys: &'a [f16], values: &'a [f16] },
+    F32 { keys: &'a [f32], values: &'a [f32] },
+}
+
+impl Head<'_> {
+    /// Widens it to `f32`.
+    pub(crate) fn read(&self, to_keys: &mut [f32], to_values: &mut [f32]) {
+        match self {
+            Head::F16 { keys, values } => {
+                keys.convert_to_f32_slice(to_keys);
+                values.convert_to_f32_slice(to_values);
             }
-            KvType::F32 => {
-                keys.copy_from_slice(&self.keys.as_slice::<f32>()[part.clone()]);
-                values.copy_from_slice(&self.values.as_slice::<f32>()[part]);
+            Head::F32 { keys, values } => {
+                to_keys.copy_from_slice(keys);
+                to_values.copy_from_slice(values);
             }
         }
     }

@@ -20,7 +20,7 @@
 //!   thread. A tile's end stores the chain and goes on from there. The kernels for few rows and for many do the same
 //!   operations in the same order (`f32` fused or not, as the instruction set has it), and Rust never reorders or fuses
 //!   them by itself.
-//! - Activations are rounded by row, with scales of their own; a second plane is added to the rows that have one.
+//! - Activations are rounded by row, with scales of their own; outliers are rounded twice.
 //! - A query meets its keys in blocks of [`graph::KV_BLOCK_TOKENS`], counted from the first token of its sequence and
 //!   not from the chunk's, always through the cache and its rounding. Keys and values that it does not see are left
 //!   out, so that nothing in them, infinity included, can reach it.

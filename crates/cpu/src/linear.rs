@@ -4,13 +4,13 @@ use graph::Weight;
 use tensor::{DType, blocks::dequantize};
 
 #[cfg(target_arch = "x86_64")]
-use crate::avx512;
+use crate::avx512::linear as avx512;
 use crate::{
-    activations::{BLOCK_ROWS, Quantised},
+    activations::{BLOCK_ROWS, PIECE, Quantised},
     format::{Format, with_format},
     isa::Isa,
     pack::{Layout, PANEL, Packed},
-    tile::{self, FLOAT_TILE_COLS, Lanes, TILE_COLS, Tile},
+    tile::{self, FLOAT_TILE_COLS, Lanes, Tile},
 };
 
 /// What a thread needs to itself while it multiplies.
@@ -76,8 +76,8 @@ fn integer<F: Format>(isa: Isa, panel: &[u8], x: &Quantised, rows: usize, scratc
         return;
     }
     acc[..rows].fill([0.0; PANEL]);
-    for (piece, blocks) in panel.chunks(TILE_COLS / F::BLOCK * F::STRIDE).enumerate() {
-        let (at, cols) = (piece * TILE_COLS, blocks.len() / F::STRIDE * F::BLOCK);
+    for (piece, blocks) in panel.chunks(PIECE / F::BLOCK * F::STRIDE).enumerate() {
+        let (at, cols) = (piece * PIECE, blocks.len() / F::STRIDE * F::BLOCK);
         integer_tile::<F>(isa, blocks, (at, cols), x, &mut acc[..rows], tile);
     }
 }

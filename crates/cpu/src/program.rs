@@ -310,7 +310,10 @@ impl Run<'_> {
         for (row, lane) in product.iter().enumerate() {
             // SAFETY: this panel's columns of the output belong to this thread: panels are handed out once.
             let out = unsafe { part_mut(&program.buffers[op.out.buffer], row * op.out.width + first, lanes) };
-            out.copy_from_slice(&lane[..lanes]);
+            match <&mut [f32; PANEL]>::try_from(&mut *out) {
+                Ok(out) => *out = *lane, // one register, no call
+                Err(_) => out.copy_from_slice(&lane[..lanes]),
+            }
             if !op.bias.is_empty() {
                 out.iter_mut().zip(&op.bias[first..]).for_each(|(out, bias)| *out += bias);
             }

@@ -1,6 +1,6 @@
 //! Panels unpacked into tiles, and the portable products over tiles.
 //!
-//! A tile is a panel's next [`TILE_COLS`] columns in the plainest form: one byte a quant and one `f32` scale (and
+//! A tile is a panel's next [`PIECE`] columns in the plainest form: one byte a quant and one `f32` scale (and
 //! minimum) a group, or plain `f32`. It is made once and used for every row of activations, so that one product serves
 //! all formats.
 
@@ -8,36 +8,34 @@ use half::{f16, slice::HalfFloatSliceExt};
 use tensor::DType;
 
 use crate::{
-    activations::Block,
-    format::{Format, scale_value},
+    activations::{Block, PIECE},
+    format::{Format, TILE_ZERO, scale_value},
     isa::{Isa, for_isa},
     pack::PANEL,
 };
 
-/// Columns a tile: its quants and scales and twelve rows of activations fill a first-level cache of 32 KiB.
-pub(crate) const TILE_COLS: usize = 1024;
 /// Columns a tile of floats.
 pub(crate) const FLOAT_TILE_COLS: usize = 256;
 
 /// Sixteen lanes: one element for each row of a panel.
 pub(crate) type Lanes = [f32; PANEL];
 
-/// An unpacked piece of a panel, and room for one. Quants keep the order of the panel: 8 chunks of 64 bytes for 32
+/// An unpacked piece of a panel, and room for one. Quants are shifted by [`Format::TILE_SHIFT`] and keep the order of the panel: 8 chunks of 64 bytes for 32
 /// columns.
 #[repr(C, align(64))]
 pub(crate) struct Tile {
-    pub(crate) quants: [u8; TILE_COLS * PANEL],
-    pub(crate) scales: [Lanes; TILE_COLS / 16],
-    pub(crate) mins: [Lanes; TILE_COLS / 16],
+    pub(crate) quants: [u8; PIECE * PANEL],
+    pub(crate) scales: [Lanes; PIECE / 16],
+    pub(crate) mins: [Lanes; PIECE / 16],
     pub(crate) floats: [Lanes; FLOAT_TILE_COLS],
 }
 
 impl Tile {
     pub(crate) fn boxed() -> Box<Tile> {
         Box::new(Tile {
-            quants: [0; TILE_COLS * PANEL],
-            scales: [[0.0; PANEL]; TILE_COLS / 16],
-            mins: [[0.0; PANEL]; TILE_COLS / 16],
+            quants: [0; PIECE * PANEL],
+            scales: [[0.0; PANEL]; PIECE / 16],
+            mins: [[0.0; PANEL]; PIECE / 16],
             floats: [[0.0; PANEL]; FLOAT_TILE_COLS],
         })
     }
@@ -54,7 +52,7 @@ for_isa! {
     fn widen(bits: &[u16], floats: &mut [f32]) = widen_body;
 }
 
-/// Unpacks whole blocks of a panel (at most [`TILE_COLS`] columns) into quants, scales and minimums.
+/// Unpacks whole blocks of a panel (at most [`PIECE`] columns) into quants, scales and minimums.
 #[inline(always)]
 fn unpack_body<F: Format>(blocks: &[u8], tile: &mut Tile) {
     let mut groups = 0;
@@ -89,6 +87,7 @@ fn unpack_header<F: Format>(header: &[u8], scales: &mut [Lanes], mins: &mut [Lan
 #[inline(always)]
 fn unpack_planes<F: Format>(planes: &[u8], out: &mut [u8]) {
     if F::BITS == 8 {
+        const { assert!(F::BITS != 8 || F::TILE_SHIFT == 0) };
         out.copy_from_slice(planes);
         return;
     }
@@ -101,45 +100,59 @@ fn unpack_planes<F: Format>(planes: &[u8], out: &mut [u8]) {
                 _ => 0,
             };
             let code = low | high;
-            out[c * 64 + i] = F::TABLE.map_or(code, |table| table[code as usize]);
+            out[c * 64 + i] = F::TABLE.map_or(code, |table| table[code as usize]) + F::TILE_SHIFT;
         }
     }
 }
 
-/// `acc[row] += tile x block` over `cols` columns of the tile, which begin at column `at` of the activations.
+/// `acc[row] += tile x block` over `cols` columns, the piece that begins at column `at` of the activations.
 #[inline(always)]
 fn multiply_body<F: Format>(tile: &Tile, at: usize, cols: usize, block: &Block<'_>, acc: &mut [Lanes]) {
     let rows = block.rows;
-    for (row, acc) in acc.iter_mut().enumerate().take(rows) {
+    for (row, acc) in acc.iter_mut().enumerate() {
         for group in 0..cols / F::GROUP {
             let of = at / F::GROUP + group;
-            let dot_with = |plane: &[i8], sums: &[i32]| {
-                let mut dot = [-F::ZERO * sums[of * rows + row]; PANEL];
-                for chunk in 0..F::GROUP / 4 {
-                    let quants = &tile.quants[(group * F::GROUP / 4 + chunk) * 64..][..64];
-                    let x = &plane[((of * F::GROUP / 4 + chunk) * rows + row) * 4..][..4];
-                    for (lane, dot) in dot.iter_mut().enumerate() {
-                        for i in 0..4 {
-                            *dot += i32::from(quants[lane * 4 + i]) * i32::from(x[i]);
-                        }
-                    }
-                }
-                dot
-            };
-            let mut dot = dot_with(block.q, block.sums);
-            let group32 = of * F::GROUP / 32 * rows + row;
-            if block.is_fine[group32] != 0 {
-                let fine = dot_with(block.fine, block.fine_sums);
-                dot.iter_mut().zip(fine).for_each(|(dot, fine)| *dot = *dot * 256 + fine);
+            let x = |chunk: usize| &block.q[((of * F::GROUP / 4 + chunk) * rows + row) * 4..][..4];
+            let dot = dot::<F>(tile, group, x, block.offsets[of * rows + row]);
+            let d = block.d[of * F::GROUP / 32 * rows + row];
+            add::<F>(tile, group, &dot, d, block.scaled_sums[of * rows + row], acc);
+        }
+        for remainder in block.remainders(row, at) {
+            for half in 0..32 / F::GROUP {
+                let group = remainder.group as usize % (PIECE / 32) * (32 / F::GROUP) + half;
+                let x = |chunk: usize| &remainder.q[half * F::GROUP + chunk * 4..][..4];
+                let sum = if F::GROUP == 16 { remainder.sums[half] } else { remainder.sums[0] + remainder.sums[1] };
+                let dot = dot::<F>(tile, group, x, -TILE_ZERO * sum);
+                add::<F>(tile, group, &dot, remainder.unit, remainder.unit * sum as f32, acc);
             }
-            let d = block.d[group32];
-            let scaled_sum = block.scaled_sums[of * rows + row];
-            for lane in 0..PANEL {
-                acc[lane] += dot[lane] as f32 * (tile.scales[group][lane] * d);
-                if F::MIN {
-                    acc[lane] += tile.mins[group][lane] * scaled_sum;
-                }
+        }
+    }
+}
+
+/// Dot products of a group of the tile with activations, four of which are `x(chunk)`; `offset` is `-TILE_ZERO` times
+/// their sum.
+#[inline(always)]
+fn dot<'a, F: Format>(tile: &Tile, group: usize, x: impl Fn(usize) -> &'a [i8], offset: i32) -> [i32; PANEL] {
+    let mut dot = [if F::ZERO == 0 { 0 } else { offset }; PANEL];
+    for chunk in 0..F::GROUP / 4 {
+        let quants = &tile.quants[(group * F::GROUP / 4 + chunk) * 64..][..64];
+        let x = x(chunk);
+        for (lane, dot) in dot.iter_mut().enumerate() {
+            for i in 0..4 {
+                *dot += i32::from(quants[lane * 4 + i]) * i32::from(x[i]);
             }
+        }
+    }
+    dot
+}
+
+/// Adds the dot products of a group with activations of unit `d`, which sum to `scaled_sum`.
+#[inline(always)]
+fn add<F: Format>(tile: &Tile, group: usize, dot: &[i32; PANEL], d: f32, scaled_sum: f32, acc: &mut Lanes) {
+    for lane in 0..PANEL {
+        acc[lane] += dot[lane] as f32 * (tile.scales[group][lane] * d);
+        if F::MIN {
+            acc[lane] += tile.mins[group][lane] * scaled_sum;
         }
     }
 }
@@ -151,7 +164,7 @@ fn to_floats_body<F: Format>(tile: &mut Tile, cols: usize) {
         let group = column / F::GROUP;
         let quants = &tile.quants[column / 4 * 64..][..64];
         for (lane, out) in out.iter_mut().enumerate() {
-            let q = i32::from(quants[lane * 4 + column % 4]) - F::ZERO;
+            let q = i32::from(quants[lane * 4 + column % 4]) - if F::ZERO == 0 { 0 } else { TILE_ZERO };
             *out = tile.scales[group][lane] * q as f32 + if F::MIN { tile.mins[group][lane] } else { 0.0 };
         }
     }

@@ -1,4 +1,4 @@
-//! Activations with a few channels much larger than the rest, as language models have them: the second plane keeps the
+//! Activations with a few channels much larger than the rest, as language models have them: remainders keep the
 //! other elements of their groups.
 
 use std::sync::Arc;
