@@ -119,20 +119,22 @@ impl Quantised {
     }
 
     /// The block that begins at row `first` of `rows`, with sums by `group` (16 or 32) elements.
+    #[inline]
     pub(crate) fn block(&self, first: usize, rows: usize, group: usize) -> Block<'_> {
         let count = (rows - first).min(BLOCK_ROWS);
-        let part = |by: usize| first * self.cols / by..(first + count) * self.cols / by;
+        let groups = self.cols / GROUP;
+        let all = |of: usize| first * of..(first + count) * of;
         let pieces = starts(self.cols);
-        let which = usize::from(group == 32);
+        let (which, sums) = if group == GROUP { (1, groups) } else { (0, 2 * groups) };
         Block {
             rows: count,
-            q: &self.q.as_slice::<i8>()[part(1)],
-            d: &self.d.as_slice::<f32>()[part(GROUP)],
-            offsets: &self.offsets[which].as_slice::<i32>()[part(group)],
-            scaled_sums: &self.scaled_sums[which].as_slice::<f32>()[part(group)],
-            remainders: &self.remainders.as_slice::<Remainder>()[part(GROUP)],
-            starts: &self.starts.as_slice::<u32>()[first * pieces..(first + count) * pieces],
-            groups: self.cols / GROUP,
+            q: &self.q.as_slice::<i8>()[all(self.cols)],
+            d: &self.d.as_slice::<f32>()[all(groups)],
+            offsets: &self.offsets[which].as_slice::<i32>()[all(sums)],
+            scaled_sums: &self.scaled_sums[which].as_slice::<f32>()[all(sums)],
+            remainders: &self.remainders.as_slice::<Remainder>()[all(groups)],
+            starts: &self.starts.as_slice::<u32>()[all(pieces)],
+            groups,
             pieces,
         }
     }

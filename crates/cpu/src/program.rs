@@ -271,8 +271,10 @@ impl Run<'_> {
             return;
         }
         let panels: usize = ops.iter().map(|op| op.weight.panels()).sum();
-        // Runs of panels, so that each thread reads long streams; enough runs that the threads end together.
-        let run = (panels / (self.threads * 8)).clamp(1, 16);
+        // Runs of panels, so that each thread reads long streams; enough runs that the threads end together. With many
+        // rows a panel alone is long.
+        let rows = ops.iter().map(|op| count(op.rows, self.step)).max().unwrap_or(0);
+        let run = if rows > PANEL { 1 } else { (panels / (self.threads * 8)).clamp(1, 16) };
         while let Some(first) = take(next, panels.div_ceil(run)) {
             for panel in first * run..((first + 1) * run).min(panels) {
                 // SAFETY: as the caller promises; runs are handed out once each, and so are their panels.

@@ -69,6 +69,7 @@ impl AlignedBuf {
 
     /// The bytes as elements of a plain type; a remainder shorter than one element is left out. The whole buffer is
     /// borrowed: while the slice lives nobody may write through [`AlignedBuf::raw`].
+    #[inline]
     pub fn as_slice<T: bytemuck::Pod>(&self) -> &[T] {
         let whole = self.len / size_of::<T>() * size_of::<T>();
         bytemuck::cast_slice(&self[..whole])
