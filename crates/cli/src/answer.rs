@@ -59,7 +59,7 @@ pub(crate) fn answer(
     });
     drop(bar);
     written?;
-    let generation = result.map_err(|error| naming(error, &engine.info().name))?;
+    let generation = result.map_err(|error| naming(error, engine.file()))?;
     if show.text && !ends_line {
         print("\n")?;
     }
@@ -69,7 +69,10 @@ pub(crate) fn answer(
 /// What an answer cost, in two lines.
 pub(crate) fn footer(generation: &Generation, context: usize) -> String {
     let metrics = &generation.metrics;
-    let memory = metrics.peak_memory_bytes.map(|peak| format!("; peak memory {}", bytes(peak))).unwrap_or_default();
+    // The buffer of the measurement is none of the model's memory, and is larger than a small model.
+    let before = if metrics.read_bytes_per_s.is_some() { " before the bandwidth was measured" } else { "" };
+    let memory = metrics.peak_memory_bytes.map(|peak| format!("; peak memory {}{before}", bytes(peak)));
+    let memory = memory.unwrap_or_default();
     format!("{}\n{}; {}{memory}", prompt_line(metrics), decode_line(metrics), ended(generation, context))
 }
 
@@ -90,7 +93,7 @@ pub(crate) fn short_footer(metrics: &Metrics, finish: FinishReason, len: usize, 
         FinishReason::Length => "; cut by --max-tokens",
         FinishReason::Stop | FinishReason::Context | FinishReason::Deadline => "",
     };
-    format!("{line}; context {len} of {context}{cut}]")
+    format!("{line}; context {} of {context}{cut}]", len.min(context))
 }
 
 fn prompt_line(metrics: &Metrics) -> String {
@@ -136,6 +139,7 @@ pub(crate) fn drafted(metrics: &Metrics) -> String {
 
 fn ended(generation: &Generation, context: usize) -> String {
     match generation.finish {
+        FinishReason::Stop if generation.stopped => "ended by --stop".to_owned(),
         FinishReason::Stop => "ended by itself".to_owned(),
         FinishReason::Length => "ended by --max-tokens".to_owned(),
         FinishReason::Context => format!("cut: the context of {context} tokens is full"),
@@ -167,14 +171,16 @@ mod tests {
         };
         let text = |metrics| {
             let (text, ids) = (String::new(), vec![]);
-            footer(&Generation { text, ids, finish: FinishReason::Length, metrics }, 512)
+            footer(&Generation { text, ids, finish: FinishReason::Length, stopped: false, metrics }, 512)
         };
         assert_eq!(
             text(metrics),
             "prompt 35 tokens (12 cached), 212.3 tok/s; first token after 0.16 s\n\
              generated 64 tokens, 88.1 tok/s, 8.8 GB/s = 80 % of the 11.0 GB/s measured; ended by --max-tokens; \
-             peak memory 200.0 MiB"
+             peak memory 200.0 MiB before the bandwidth was measured"
         );
+        let unmeasured = Metrics { read_bytes_per_s: None, ..metrics };
+        assert!(text(unmeasured).ends_with("; peak memory 200.0 MiB"), "{}", text(unmeasured));
         let single = Metrics { generated_tokens: 1, decode_tok_per_s: 0.0, ..metrics };
         assert!(text(single).contains("generated 1 tokens; ended"), "{}", text(single));
         let none = Metrics { generated_tokens: 0, ..single };
@@ -185,6 +191,9 @@ mod tests {
             short_footer(&broken_off, FinishReason::Cancelled, 35, 64),
             "[35 + 0 tokens (12 cached); context 35 of 64; interrupted]"
         );
+        // The last token of a full context was picked and never fed.
+        let full = short_footer(&broken_off, FinishReason::Context, 65, 64);
+        assert_eq!(full, "[35 + 0 tokens (12 cached); context 64 of 64]");
         let drafted = Metrics { drafted: 40, accepted: 31, ..metrics };
         assert!(text(drafted).contains("64 tokens (31 of 40 drafted accepted), 88.1"), "{}", text(drafted));
         let impossible = Metrics { decode_bytes_per_s: 12e9, ..metrics };

@@ -4,10 +4,14 @@ use std::{path::PathBuf, process::ExitCode};
 
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use engine::{Arithmetic, KvType, LoadOptions, ModelFile, Part, SamplerOptions, Speculation};
+use engine::{Arithmetic, EngineError, KvType, LoadOptions, ModelFile, Part, SamplerOptions, Speculation};
 use serde_json::Value;
 
-use crate::{commands, model::read_text};
+use crate::{
+    commands,
+    model::{naming, read_text},
+    output::one_line,
+};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -26,7 +30,7 @@ go to every command that has the flag, those of a table [run] to that command:
   [chat]
   temperature = 0.5
 
-Exit codes: 0 done, 1 failed, 2 misused, 130 interrupted.";
+Exit codes: 0 done, 1 failed, 2 misused, 130 interrupted, 143 ended by SIGTERM.";
 
 /// Runs large language models on the processors of this machine.
 ///
@@ -122,6 +126,19 @@ impl TemplateOptions {
     }
 }
 
+impl TemplateOptions {
+    /// An error of the engine that says which file it is about: where the template does not take the messages, the file
+    /// that it came from, else the model's.
+    pub(crate) fn naming(&self, error: EngineError, file: &str) -> anyhow::Error {
+        match (&self.chat_template, &error) {
+            (Some(path), EngineError::Text(_)) => {
+                anyhow::Error::new(error).context(format!("--chat-template {}", one_line(&path.to_string_lossy())))
+            }
+            _ => naming(error, file),
+        }
+    }
+}
+
 /// How the CPU device computes.
 #[derive(Debug, Args)]
 pub(crate) struct CpuArgs {
@@ -152,9 +169,9 @@ pub(crate) struct LoadArgs {
     /// How products are computed: fast keeps the quality of the weights, f32 is for comparisons
     #[arg(long, value_enum, default_value = "fast")]
     pub(crate) arithmetic: ArithmeticName,
-    /// Element type of the KV cache
-    #[arg(long, value_enum, default_value = "f16")]
-    pub(crate) kv: KvName,
+    /// Element type of the KV cache [default: f16, and f32 with --arithmetic f32]
+    #[arg(long, value_enum)]
+    pub(crate) kv: Option<KvName>,
     /// Memory that the CPU device may use, as 8GiB or 500MB [default: what is free, less a reserve]
     #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
     pub(crate) cpu_memory: Option<u64>,
@@ -173,7 +190,7 @@ impl LoadArgs {
             context: self.ctx,
             chunk: self.chunk,
             arithmetic: self.arithmetic.into(),
-            kv: self.kv.into(),
+            kv: self.kv.map_or_else(|| self.arithmetic.kv(), KvType::from),
             cpu_memory: self.cpu_memory,
             pins: self.place.clone(),
             speculation: Speculation::Off,
@@ -311,6 +328,16 @@ impl From<ArithmeticName> for Arithmetic {
         match name {
             ArithmeticName::Fast => Arithmetic::Fast,
             ArithmeticName::F32 => Arithmetic::F32,
+        }
+    }
+}
+
+impl ArithmeticName {
+    /// What the KV cache holds where nothing else is asked for: a cache of f16 would round what f32 does not.
+    fn kv(self) -> KvType {
+        match self {
+            ArithmeticName::Fast => KvType::F16,
+            ArithmeticName::F32 => KvType::F32,
         }
     }
 }
@@ -457,6 +484,21 @@ mod tests {
         assert_eq!(parse_bias("7=-inf"), Ok((7, f32::NEG_INFINITY)));
         for text in ["7", "x=1", "-7=1", "7=x"] {
             assert!(parse_bias(text).is_err(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn arithmetic_without_rounding_caches_without_rounding() {
+        for (flags, want) in [
+            (&[][..], KvType::F16),
+            (&["--arithmetic", "f32"], KvType::F32),
+            (&["--arithmetic", "f32", "--kv", "f16"], KvType::F16),
+            (&["--kv", "f32"], KvType::F32),
+        ] {
+            let arguments = ["unicorn", "logits", "--ids", "1", "--output", "x"];
+            let cli = Cli::parse_from(arguments.iter().chain(flags));
+            let Command::Logits(args) = cli.command else { panic!("not logits") };
+            assert_eq!(args.load.options().kv, want, "{flags:?}");
         }
     }
 

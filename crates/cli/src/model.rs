@@ -40,7 +40,7 @@ fn resolve(name: &str) -> anyhow::Result<PathBuf> {
     match Store::open_default() {
         Ok(store) => Ok(store.resolve(name)?),
         // Without a home there is no store, but there are paths.
-        Err(_) if Path::new(name).exists() => Ok(PathBuf::from(name)),
+        Err(_) if Path::new(name).is_file() || Path::new(name).is_dir() => Ok(PathBuf::from(name)),
         Err(error) => Err(error.into()),
     }
 }
@@ -156,6 +156,18 @@ fn describe(file: &ModelFile, engine: &Engine, load_s: f64) -> String {
         plan.devices.join(", "),
         bytes(file.file_bytes()),
     )
+}
+
+/// Refuses a model without a tokenizer before its weights are read.
+///
+/// # Errors
+/// Where it has none.
+pub(crate) fn check_tokenizer(file: &ModelFile) -> anyhow::Result<()> {
+    let name = file.short_name();
+    match file.has_tokenizer().map_err(|error| naming(error, name))? {
+        true => Ok(()),
+        false => Err(naming(EngineError::NoTokenizer(name.to_owned()), name)),
+    }
 }
 
 /// The text of a file, or of stdin where the path is `-`.

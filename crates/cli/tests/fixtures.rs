@@ -40,8 +40,8 @@ fn logits_are_those_of_the_reference() {
         let model = fixture(name);
         for (flags, bound) in [
             (&["--device", "reference"][..], 1e-3),
-            (&["--device", "cpu", "--arithmetic", "f32", "--kv", "f32"], 1e-3),
-            (&["--device", "cpu", "--arithmetic", "f32", "--kv", "f32", "--chunk", "7"], 1e-3),
+            (&["--device", "cpu", "--arithmetic", "f32"], 1e-3),
+            (&["--device", "cpu", "--arithmetic", "f32", "--chunk", "7"], 1e-3),
             (&["--device", "cpu"], 2e-2),
         ] {
             let mut arguments = vec!["logits", "-m", model.to_str().unwrap(), "--ids", &ids];
@@ -116,6 +116,57 @@ fn a_template_is_printed_as_the_file_has_it() {
     assert!(scored.err.contains("chat template cannot be used"), "{scored:?}");
     user.run(&["run", "-m", path, "x"]).fails(1, &["b.gguf", "template"]);
     user.run(&["chat", "-m", path]).fails(1, &["b.gguf", "template"]);
+}
+
+#[test]
+fn a_template_of_ones_own_is_blamed_for_its_errors() {
+    let user = User::new();
+    let model = testkit::speaking("qwen2", user.home.path()).unwrap();
+    let path = model.to_str().unwrap();
+    let messages = user.write("m.json", r#"[{"role": "user", "content": "Hi"}]"#);
+    let messages = messages.to_str().unwrap();
+    user.write("t.jinja", "{{ raise_exception('no users') }}");
+    for arguments in [&["template", "-m", path, "--messages", messages][..], &["run", "-m", path, "x"]] {
+        let ran = user.run(&[arguments, &["--chat-template", "t.jinja"]].concat());
+        ran.fails(1, &["t.jinja", "no users"]);
+        assert!(!ran.err.lines().last().unwrap().contains("qwen2"), "{ran:?}");
+    }
+
+    // Tools that a template leaves out are told of.
+    user.write("t.jinja", "{{ messages[0].content }}");
+    let tools = user.write("tools.json", r#"[{"type": "function", "function": {"name": "f"}}]"#);
+    let template = ["template", "-m", path, "--messages", messages, "--tools", tools.to_str().unwrap()];
+    let told = user.run(&template);
+    assert!(told.ok().contains("<tools>") && told.err.is_empty(), "{told:?}");
+    let left_out = user.run(&[&template[..], &["--chat-template", "t.jinja"]].concat());
+    assert_eq!(left_out.ok(), "Hi");
+    assert!(left_out.err.contains("does not read tools"), "{left_out:?}");
+}
+
+#[test]
+fn a_footer_tells_who_ended_the_answer() {
+    let user = User::new();
+    let model = testkit::speaking("qwen2", user.home.path()).unwrap();
+    let run = |more: &[&str]| user.run(&[&["run", "-m", model.to_str().unwrap(), "x", "-n", "8"], more].concat());
+    let whole = run(&[]);
+    assert!(whole.err.contains("ended by --max-tokens"), "{whole:?}");
+    let first: String = whole.ok().chars().take(1).collect();
+    let stopped = run(&["--stop", &first]);
+    assert_eq!(stopped.ok(), "\n");
+    assert!(stopped.err.contains("; ended by --stop; "), "{stopped:?}");
+}
+
+#[test]
+fn a_model_without_a_tokenizer_is_refused_before_it_is_loaded() {
+    let user = User::new();
+    let model = fixture("gemma3");
+    let text = user.write("text.txt", "some words");
+    let file = text.to_str().unwrap();
+    for arguments in [&["run", "x"][..], &["perplexity", "--file", file, "--window", "2"]] {
+        let ran = user.run(&[arguments, &["-m", model.to_str().unwrap()]].concat());
+        ran.fails(1, &["gemma3", "no tokenizer", "unicorn logits --ids"]);
+        assert_eq!(ran.err.lines().count(), 1, "nothing was loaded: {ran:?}");
+    }
 }
 
 #[test]

@@ -71,6 +71,38 @@ fn damaged_directories_are_refused_in_one_line() {
     }
 }
 
+/// Sets an element of a 16-bit tensor of a safetensors file to NaN.
+fn damage(path: &std::path::Path, tensor: &str, element: usize) {
+    let mut file = std::fs::read(path).unwrap();
+    let header = u64::from_le_bytes(file[..8].try_into().unwrap()) as usize;
+    let json: serde_json::Value = serde_json::from_slice(&file[8..8 + header]).unwrap();
+    let first = json[tensor]["data_offsets"][0].as_u64().unwrap() as usize;
+    file[8 + header + first + 2 * element..][..2].copy_from_slice(&0x7fc0u16.to_le_bytes());
+    std::fs::write(path, file).unwrap();
+}
+
+#[test]
+fn a_model_that_computes_no_numbers_fails_and_its_damage_is_named() {
+    let user = User::new();
+    let model = testkit::speaking("llama", user.home.path()).unwrap();
+    damage(&model.join("model.safetensors"), "lm_head.weight", 5);
+    let path = model.to_str().unwrap();
+    let text = user.write("text.txt", "the sea and the land and the heaven and the earth");
+    let words = ["llama: ", "not numbers", "lm_head.weight", "row 0, column 5", "fetch"];
+    for arguments in [
+        &["run", "-m", path, "a", "-o", "out"][..],
+        &["run", "-m", path, "a", "-o", "out", "--temperature", "1", "--top-k", "3"],
+        &["run", "-m", path, "a", "-o", "out", "--logit-bias", "0=-inf"],
+        &["logits", "-m", path, "--ids", "1,2,3", "-o", "out"],
+        &["perplexity", "-m", path, "--file", text.to_str().unwrap(), "--window", "4"],
+    ] {
+        user.run(arguments).fails(1, &words);
+        assert!(!user.path("out").exists(), "{arguments:?}");
+    }
+    let chat = user.run_with(&["chat", "-m", path], "hello\n");
+    assert!(chat.code == Some(1) && words.iter().all(|word| chat.err.contains(word)), "{chat:?}");
+}
+
 #[test]
 fn a_truncated_published_model_is_refused_at_every_cut() {
     let Some(model) = published("SmolLM2-135M-Instruct.Q4_1.gguf") else { return };

@@ -96,26 +96,29 @@ fn wrong_arguments_are_misuse() {
 #[test]
 fn a_missing_model_is_named_with_what_to_do() {
     let user = User::new();
-    user.run(&["run", "-m", "no-such", "x"]).fails(1, &["no-such", "unicorn pull"]);
-    user.run(&["run", "-m", "./no-such.gguf", "x"]).fails(1, &["no-such.gguf"]);
-    user.run(&["run", "-m", "smollm2-135m", "x"]).fails(1, &["./quickstart smollm2-135m"]);
-    user.run(&["inspect", "org/repo"]).fails(1, &["unicorn pull org/repo"]);
+    user.run(&["run", "-m", "no-such", "x"]).fails(2, &["no-such", "unicorn pull"]);
+    user.run(&["run", "-m", "./no-such.gguf", "x"]).fails(2, &["no-such.gguf"]);
+    user.run(&["run", "-m", "smollm2-135m", "x"]).fails(2, &["./quickstart smollm2-135m"]);
+    user.run(&["inspect", "org/repo"]).fails(2, &["unicorn pull org/repo"]);
+    if cfg!(unix) {
+        user.run(&["run", "-m", "/dev/null", "x"]).fails(2, &["/dev/null", "not a regular file"]);
+    }
     let home = user.home.path().to_str().unwrap();
-    user.run(&["inspect", home]).fails(1, &["config.json"]);
+    user.run(&["inspect", home]).fails(2, &["config.json"]);
 }
 
 #[test]
 fn the_config_file_gives_defaults_and_is_checked() {
     let user = User::new();
     let config = user.write(".config/unicorn/config.toml", "model = 'from-config'\n");
-    user.run(&["run", "x"]).fails(1, &["from-config"]);
-    user.run(&["run", "-m", "typed", "x"]).fails(1, &["typed"]);
+    user.run(&["run", "x"]).fails(2, &["from-config"]);
+    user.run(&["run", "-m", "typed", "x"]).fails(2, &["typed"]);
     // Named files take the place of the usual one; an empty name is none.
     let other = user.write("other.toml", "[run]\nmodel = 'from-other'\n");
     let other = other.to_str().unwrap();
-    user.run(&["run", "x", "--config", other]).fails(1, &["from-other"]);
+    user.run(&["run", "x", "--config", other]).fails(2, &["from-other"]);
     let mut command = user.command(&["run", "x"]);
-    common::Ran::from(command.env("UNICORN_CONFIG", other).output().unwrap()).fails(1, &["from-other"]);
+    common::Ran::from(command.env("UNICORN_CONFIG", other).output().unwrap()).fails(2, &["from-other"]);
     common::Ran::from(command.env("UNICORN_CONFIG", "").output().unwrap()).fails(2, &["--model"]);
 
     for (text, words) in [

@@ -44,7 +44,7 @@ fn models_are_listed_taken_and_removed() {
     removed.ok();
     assert!(removed.err.contains("freed"), "{removed:?}");
     assert!(!user.path(STORE).join("tiny-qwen").exists());
-    user.run(&["rm", "tiny-qwen", "--yes"]).fails(1, &["tiny-qwen"]);
+    user.run(&["rm", "tiny-qwen", "--yes"]).fails(2, &["tiny-qwen"]);
 }
 
 #[test]

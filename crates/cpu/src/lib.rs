@@ -59,7 +59,7 @@ mod tile;
 
 use std::{
     ops::Range,
-    sync::{Arc, Mutex, OnceLock},
+    sync::{Arc, Mutex, MutexGuard, OnceLock},
 };
 
 use graph::{Arithmetic, Device, DeviceError, Graph, Limits, Memory, NodeId, Op, Program, Rates, Share, Weight};
@@ -99,7 +99,8 @@ pub struct Cpu {
     pool: Arc<Mutex<Pool>>,
     isa: Isa,
     threads: usize,
-    rates: OnceLock<Rates>,
+    read_bytes_per_s: OnceLock<f64>,
+    int8_ops_per_s: OnceLock<Option<f64>>,
 }
 
 impl Cpu {
@@ -117,7 +118,7 @@ impl Cpu {
             return Err(CpuError::Threads(threads));
         }
         let pool = Arc::new(Mutex::new(Pool::new(threads)?));
-        Ok(Cpu { pool, isa, threads, rates: OnceLock::new() })
+        Ok(Cpu { pool, isa, threads, read_bytes_per_s: OnceLock::new(), int8_ops_per_s: OnceLock::new() })
     }
 
     /// Threads that compute.
@@ -130,17 +131,24 @@ impl Cpu {
         self.isa.name()
     }
 
-    /// Measures with all threads, once; later calls return the same: the read bandwidth of memory (about a tenth of a
-    /// second, 256 MiB), and the rate of the kernels' integer products on registers (a few hundredths of a second). The
-    /// best of several passes, as a roof should be.
+    /// Measures both rates with all threads, each once; later calls return the same. The best of several passes, as a
+    /// roof should be.
     pub fn measure(&self) -> Rates {
-        *self.rates.get_or_init(|| {
-            let mut pool = self.pool.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-            Rates {
-                read_bytes_per_s: info::read_bandwidth(&mut pool, self.isa),
-                int8_ops_per_s: info::int8_rate(&mut pool, self.isa),
-            }
-        })
+        Rates { read_bytes_per_s: self.measure_bandwidth(), int8_ops_per_s: self.measure_int8() }
+    }
+
+    /// The read bandwidth of memory, bytes a second: about a tenth of a second, and 256 MiB while it lasts.
+    pub fn measure_bandwidth(&self) -> f64 {
+        *self.read_bytes_per_s.get_or_init(|| info::read_bandwidth(&mut self.pool(), self.isa))
+    }
+
+    /// The rate of the kernels' integer products on registers: a few hundredths of a second.
+    fn measure_int8(&self) -> Option<f64> {
+        *self.int8_ops_per_s.get_or_init(|| info::int8_rate(&mut self.pool(), self.isa))
+    }
+
+    fn pool(&self) -> MutexGuard<'_, Pool> {
+        self.pool.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 }
 
@@ -154,7 +162,8 @@ impl Device for Cpu {
     }
 
     fn rates(&self) -> Option<Rates> {
-        self.rates.get().copied()
+        let (read_bytes_per_s, int8_ops_per_s) = (*self.read_bytes_per_s.get()?, self.int8_ops_per_s.get());
+        Some(Rates { read_bytes_per_s, int8_ops_per_s: int8_ops_per_s.copied().flatten() })
     }
 
     fn supports(&self, _graph: &Graph, _node: NodeId) -> Result<(), String> {

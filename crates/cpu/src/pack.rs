@@ -64,7 +64,11 @@ pub(crate) fn packed_bytes(weight: &Weight) -> u64 {
     panel_bytes(weight.dtype, weight.cols).map_or(0, |bytes| (bytes * weight.rows.div_ceil(PANEL)) as u64)
 }
 
-/// Packs a weight, its panels divided over at most `threads` threads, and lets go of the file's pages.
+/// Bytes of the file that a thread packs before it lets go of their pages.
+const RELEASE_BYTES: usize = 2 << 20;
+
+/// Packs a weight, its panels divided over at most `threads` threads, and lets go of the file's pages as it goes: a
+/// table is never in memory twice.
 pub(crate) fn pack(weight: &Weight, threads: usize) -> Packed {
     let Weight { dtype, rows, cols, .. } = *weight;
     let Some(bytes) = panel_bytes(dtype, cols) else {
@@ -73,12 +77,21 @@ pub(crate) fn pack(weight: &Weight, threads: usize) -> Packed {
     let panels = rows.div_ceil(PANEL);
     let mut data = AlignedBuf::zeroed(bytes * panels);
     let share = panels.div_ceil(threads.max(1)).max(1);
+    let row_bytes = weight.row_bytes();
+    let at_once = (RELEASE_BYTES / (PANEL * row_bytes).max(1)).max(1);
     let parts = Mutex::new(data.chunks_mut((share * bytes).max(1)).enumerate());
     let work = || {
         let next = || parts.lock().unwrap_or_else(PoisonError::into_inner).next();
         while let Some((index, part)) = next() {
-            for (panel, out) in part.chunks_exact_mut(bytes).enumerate() {
-                pack_panel(weight, index * share + panel, out);
+            for (piece, out) in part.chunks_mut(at_once * bytes).enumerate() {
+                let first = index * share + piece * at_once;
+                for (panel, out) in out.chunks_exact_mut(bytes).enumerate() {
+                    pack_panel(weight, first + panel, out);
+                }
+                let rows = first * PANEL..((first + at_once) * PANEL).min(rows);
+                if let Some(packed) = weight.data.slice(rows.start * row_bytes..rows.end * row_bytes) {
+                    packed.release();
+                }
             }
         }
     };
@@ -91,6 +104,7 @@ pub(crate) fn pack(weight: &Weight, threads: usize) -> Packed {
         }
         work();
     });
+    // The pages that two pieces share.
     weight.data.release();
     let layout = if dtype.is_block() { Layout::Quant { dtype, data } } else { Layout::Float { dtype, data } };
     Packed { rows, cols, layout }

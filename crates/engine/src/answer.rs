@@ -6,7 +6,7 @@ use text::{Detokenizer, Tokenizer};
 
 use crate::{
     Constraint, EngineError, FinishReason, Generation, Metrics, Request, Sampler, TokenLogprob,
-    logprobs::token_logprob, stop::Stops,
+    logprobs::token_logprob, sampler::largest, stop::Stops,
 };
 
 /// The state of one answer between steps.
@@ -16,6 +16,8 @@ pub(crate) struct Answer {
     constraint: Option<Constraint>,
     detokenizer: Detokenizer<Arc<Tokenizer>>,
     stops: Stops,
+    /// Whether one was met.
+    stopped: bool,
     logprobs: Option<usize>,
     max_tokens: usize,
     ignore_end: bool,
@@ -55,6 +57,7 @@ impl Answer {
             constraint: request.grammar.as_ref().map(crate::Grammar::start),
             detokenizer: if request.chat { detokenizer } else { detokenizer.continuing() },
             stops: Stops::new(&request.stop),
+            stopped: false,
             logprobs: request.logprobs,
             max_tokens: request.max_tokens.unwrap_or(usize::MAX),
             ignore_end: request.ignore_end,
@@ -79,6 +82,10 @@ impl Answer {
         // The model's own distribution, before anything below changes it.
         let own = self.logprobs.map(|_| logits.to_vec());
         if let Some(constraint) = &mut self.constraint {
+            // The mask would hide what the sampler looks for.
+            if largest(logits).is_nan() {
+                return Err(EngineError::NotANumber { position, damage: None });
+            }
             constraint.mask(logits)?;
         }
         let bans_any = self.sampler.bans_any(logits);
@@ -142,6 +149,7 @@ impl Answer {
     /// met: its tokens are none of the answer's, as it is none of the text.
     fn pass(&mut self, piece: &str) -> (Shown, bool) {
         let passed = self.stops.push(piece);
+        self.stopped |= passed.stopped;
         self.text += &passed.text;
         let shown = self.held.iter().take_while(|(end, _)| *end <= self.text.len()).count();
         let logprobs = self.held.drain(..shown).map(|(_, logprob)| logprob).collect();
@@ -155,14 +163,14 @@ impl Answer {
     pub(crate) fn take(&mut self, finish: FinishReason) -> Generation {
         self.metrics.generated_tokens = self.ids.len();
         let (text, ids) = (std::mem::take(&mut self.text), std::mem::take(&mut self.ids));
-        Generation { text, ids, finish, metrics: self.metrics }
+        Generation { text, ids, finish, stopped: self.stopped, metrics: self.metrics }
     }
 }
 
 /// Why no token can be picked from `logits`, of which a bias banned some that were allowed, or did not.
 fn nothing_left(logits: &[f32], bans_any: bool, position: usize) -> EngineError {
     if !bans_any || logits.iter().any(|logit| logit.is_nan()) {
-        return EngineError::NotANumber { position };
+        return EngineError::NotANumber { position, damage: None };
     }
     let value = format!("minus infinity for every token that may come next (at token {position})");
     EngineError::Setting { name: "logit_bias", value, expected: "one at least must be left" }
@@ -273,14 +281,17 @@ mod tests {
         let mut partly = fine.clone();
         partly[b as usize] = f32::NAN;
         type Case = (Vec<(u32, f32)>, Option<crate::Grammar>, Vec<f32>, &'static str);
-        let cases: [Case; 8] = [
+        let cases: [Case; 11] = [
             (all.clone(), None, fine.clone(), "logit_bias"),
             (all[..vocab - 1].to_vec(), None, fine.clone(), ""),
             (banned(&[a, b]), Some(grammar("a|b")), fine.clone(), "logit_bias"),
             (banned(&[a]), Some(grammar("a|b")), fine.clone(), ""),
             (vec![(a, -100.0)], Some(grammar("a")), fine, ""),
             (all.clone(), None, vec![f32::NAN; vocab], "not numbers"),
-            (all.clone(), None, partly, "not numbers"),
+            (all.clone(), None, partly.clone(), "not numbers"),
+            (banned(&[b]), None, partly.clone(), "not numbers"),
+            (vec![], None, partly.clone(), "not numbers"),
+            (vec![], Some(grammar("a")), partly, "not numbers"),
             (all, None, vec![f32::NEG_INFINITY; vocab], "not numbers"),
         ];
         for (index, (logit_bias, grammar, logits, want)) in cases.into_iter().enumerate() {

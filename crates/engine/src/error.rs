@@ -89,7 +89,7 @@ pub enum EngineError {
         limit: String,
     },
     /// Nothing to start from.
-    #[error("the prompt is empty and the model has no begin token to start from")]
+    #[error("the prompt is empty, and this model puts no begin token first to start from")]
     EmptyPrompt,
     /// An id that the model does not have.
     #[error("token id {id} is outside the vocabulary of {vocab}")]
@@ -110,10 +110,15 @@ pub enum EngineError {
         expected: &'static str,
     },
     /// The model produced numbers that mean nothing.
-    #[error("the model produced logits that are not numbers: its weights are damaged (at token {position})")]
+    #[error(
+        "the model's logits are not numbers (at token {position}): {}",
+        damage.as_deref().unwrap_or("its weights are damaged")
+    )]
     NotANumber {
         /// Position in the sequence.
         position: usize,
+        /// The weight that is damaged and what would help, once it was looked for.
+        damage: Option<String>,
     },
     /// No chat template.
     #[error(
@@ -144,7 +149,7 @@ pub enum EngineError {
     #[error("{0}")]
     Unusable(String),
     /// The model has no tokenizer.
-    #[error("{0} carries no tokenizer: text cannot be encoded, ids can")]
+    #[error("{0} carries no tokenizer: text cannot be encoded; ids can be run, as by `unicorn logits --ids`")]
     NoTokenizer(String),
 }
 

@@ -1,6 +1,6 @@
 //! Logits and perplexity: what anyone checks this engine by.
 
-use crate::{Engine, EngineError, logprobs::negative_log_likelihood};
+use crate::{Engine, EngineError, logprobs::negative_log_likelihood, sampler::largest};
 
 /// Logits of every token of a sequence, all in memory: [`Engine::score`] hands them over row by row.
 #[derive(Clone, Debug, PartialEq)]
@@ -31,7 +31,7 @@ impl Engine {
     /// chunk.
     ///
     /// # Errors
-    /// Where an id is outside the vocabulary, or the ids exceed the context.
+    /// Where an id is outside the vocabulary, the ids exceed the context, or a logit is not a number.
     pub fn logits(&mut self, ids: &[u32]) -> Result<Logits, EngineError> {
         let vocab = self.info().vocab;
         let mut values = Vec::new();
@@ -79,7 +79,7 @@ impl Engine {
                 }
             })?;
             if let Some(position) = worst {
-                return Err(EngineError::NotANumber { position });
+                return Err(self.not_a_number(position));
             }
             progress(index + 1, count, (sum / tokens as f64).exp());
         }
@@ -94,8 +94,19 @@ impl Engine {
     pub fn score(&mut self, ids: &[u32], row: &mut dyn FnMut(usize, &[f32])) -> Result<(), EngineError> {
         let limits = self.plan().limits;
         let width = self.info().vocab;
+        let mut damaged = None;
         self.run_alone(ids, limits.tokens.min(limits.outputs), true, &mut |first, logits| {
-            logits.chunks_exact(width).enumerate().for_each(|(index, logits)| row(first + index, logits));
-        })
+            for (index, logits) in logits.chunks_exact(width).enumerate() {
+                if !largest(logits).is_finite() {
+                    damaged.get_or_insert(first + index);
+                }
+                row(first + index, logits);
+            }
+        })?;
+        damaged.map_or(Ok(()), |position| Err(self.not_a_number(position)))
+    }
+
+    fn not_a_number(&mut self, position: usize) -> EngineError {
+        EngineError::NotANumber { position, damage: Some(self.scheduler.damage()) }
     }
 }

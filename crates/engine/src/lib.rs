@@ -26,6 +26,7 @@
 mod answer;
 mod bench;
 mod constraint;
+mod damage;
 pub mod devices;
 mod error;
 mod evaluate;

@@ -270,6 +270,7 @@ impl Engine {
         let tool_format = ToolFormat::detect(file.template_source().ok().flatten().as_deref());
         let model = Model {
             info,
+            file: file.short_name().to_owned(),
             plan,
             tokenizer,
             tokenizer_error,
@@ -305,7 +306,7 @@ impl Engine {
 
     /// Measures the read bandwidth of the CPU device, where it is used.
     pub fn measure_bandwidth(&self) -> Option<f64> {
-        self.measure_roofs().read_bytes_per_s
+        self.devices.cpu().map(|cpu| cpu.measure_bandwidth())
     }
 }
 

@@ -12,6 +12,8 @@ use crate::{EngineError, Format, Grammar, ModelInfo, Pooling, Request, ToolForma
 #[derive(Debug)]
 pub struct Model {
     pub(crate) info: ModelInfo,
+    /// The last part of the path of its file.
+    pub(crate) file: String,
     pub(crate) plan: Plan,
     pub(crate) tokenizer: Option<Arc<Tokenizer>>,
     /// Why the tokenizer that the file carries cannot be used.
@@ -33,6 +35,11 @@ impl Model {
     /// What the model is.
     pub fn info(&self) -> &ModelInfo {
         &self.info
+    }
+
+    /// The last part of the path of its file, for messages.
+    pub fn file(&self) -> &str {
+        &self.file
     }
 
     /// The plan in force.

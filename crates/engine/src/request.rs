@@ -98,6 +98,8 @@ pub struct Generation {
     pub ids: Vec<u32>,
     /// Why it ended.
     pub finish: FinishReason,
+    /// Whether it was a stop string that ended it.
+    pub stopped: bool,
     /// What it cost.
     pub metrics: Metrics,
 }

@@ -147,7 +147,7 @@ impl Sampler {
         &self.options
     }
 
-    /// Picks the next token; `None` where no logit is a number. Changes `logits` in place.
+    /// Picks the next token; `None` where no logit is finite, or any is NaN. Changes `logits` in place.
     pub fn pick(&mut self, logits: &mut [f32]) -> Option<u32> {
         self.penalise(logits);
         let id = match self.options.temperature {
@@ -343,8 +343,11 @@ mod tests {
 
     #[test]
     fn nonsense_is_refused_or_reported() {
-        assert_eq!(Sampler::new(SamplerOptions::default(), &[]).pick(&mut [f32::NAN; 3]), None);
-        assert_eq!(Sampler::new(warm(), &[]).pick(&mut [f32::NEG_INFINITY; 3]), None);
+        for logits in [[f32::NAN; 3], [f32::NEG_INFINITY; 3], [1.0, f32::NAN, 0.0], [f32::INFINITY, 0.0, 0.0]] {
+            for options in [SamplerOptions::default(), warm(), SamplerOptions { top_k: 1, typical_p: 0.5, ..warm() }] {
+                assert_eq!(Sampler::new(options, &[]).pick(&mut logits.clone()), None, "{logits:?}");
+            }
+        }
         assert!(SamplerOptions { top_p: 0.0, logit_bias: vec![(1, 0.5), (2, 0.5)], ..warm() }.check(10).is_ok());
         let check = |options: SamplerOptions| options.check(10).unwrap_err().to_string();
         assert!(check(SamplerOptions { temperature: -1.0, ..warm() }).contains("temperature"));

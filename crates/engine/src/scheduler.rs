@@ -30,7 +30,7 @@ use graph::{Execution, RunError, Span, Step};
 use text::Tokenizer;
 
 use crate::{
-    EngineError, Event, FinishReason, Pooling, Request,
+    EngineError, Event, FinishReason, Pooling, Request, damage,
     kv::{Copy, KvBlocks},
 };
 use compose::Pace;
@@ -102,6 +102,8 @@ pub(crate) struct Scheduler {
     bytes: BytesPerToken,
     next_id: u64,
     stats: Stats,
+    /// What is wrong with the weights, once it was looked for.
+    damage: Option<String>,
 }
 
 /// The rows of one sequence in the step that is being made.
@@ -134,6 +136,7 @@ impl Scheduler {
             bytes: BytesPerToken::of(&execution),
             next_id: 0,
             stats: Stats::default(),
+            damage: None,
             execution,
         }
     }
@@ -257,6 +260,17 @@ impl Scheduler {
         if let Err(error) = self.run(&pieces, outputs) {
             self.fail(&pieces, &error, outputs);
         }
+        for (_, event) in outputs {
+            if let Event::Failed(EngineError::NotANumber { damage, .. }) = event {
+                *damage = Some(self.damage());
+            }
+        }
+    }
+
+    /// What is wrong with weights that give logits that are not numbers, in words. Reads them all the first time.
+    pub(crate) fn damage(&mut self) -> String {
+        let Scheduler { damage, execution, .. } = self;
+        damage.get_or_insert_with(|| damage::describe(execution.graph())).clone()
     }
 
     /// Starts waiting sequences, first come first served, while there are slots and room for their prompts.

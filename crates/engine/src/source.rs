@@ -195,6 +195,18 @@ impl ModelFile {
         self.variables = variables;
     }
 
+    /// Whether the model carries a tokenizer, whole or not.
+    ///
+    /// # Errors
+    /// Where the metadata that tells holds something that is not text.
+    pub fn has_tokenizer(&self) -> Result<bool, EngineError> {
+        Ok(match &self.kind {
+            Kind::Gguf(gguf) => gguf.metadata().opt_str("tokenizer.ggml.model")?.is_some(),
+            Kind::HuggingFace(dir) => dir.tokenizer_json.is_some(),
+            Kind::Shape(_) => false,
+        })
+    }
+
     /// The chat template: the one that was set, else the model's own.
     ///
     /// # Errors

@@ -167,6 +167,13 @@ fn old_llama_mistral_qwen() {
     );
     let yarn = |scaling| matches!(scaling, RopeScaling::Yarn { factor: 4.0, beta_fast: None, .. });
     assert!(yarn(qwen.text.rope.full.scaling));
+    // For readers of both kinds, and of one mind.
+    for (old, new) in [("linear", "linear"), ("default", "default")] {
+        let both = format!(
+            r#"{{"rope_scaling": {{"type": "{old}", "factor": 8}}, "rope_parameters": {{"rope_type": "{new}", "factor": 8}}}}"#
+        );
+        assert_eq!(config(&both).text.rope.sliding, None);
+    }
     let other = config(r#"{"rope_scaling": {"type": "su", "long_factor": [1.0]}}"#);
     assert_eq!(other.text.rope.full.scaling, RopeScaling::Other("su".into()));
 }
@@ -198,6 +205,15 @@ fn a_wrong_field_is_named() {
         (r#"{"eos_token_id": [1, "x"]}"#, "eos_token_id: expected a token id or a list of token ids"),
         (r#"{"eos_token_id": 4294967296}"#, "eos_token_id: expected"),
         (r#"{"rope_scaling": {"type": "linear"}}"#, "rope_scaling.factor: expected a number for this kind of scaling"),
+        (
+            r#"{"rope_parameters": {"rope_type": "default"}, "rope_scaling": {"type": "linear", "factor": 2}}"#,
+            "rope_scaling: expected the scaling that rope_parameters states",
+        ),
+        (
+            r#"{"rope_parameters": {"full_attention": {"rope_type": "linear", "factor": 8}},
+                "rope_scaling": {"type": "linear", "factor": 4}}"#,
+            "rope_scaling: expected the scaling that rope_parameters states",
+        ),
         (r#"{"rope_parameters": {"full_attention": 1}}"#, "rope_parameters.full_attention: expected an object"),
         (
             r#"{"rope_scaling": {"rope_type": "llama3", "factor": 8, "low_freq_factor": 1, "high_freq_factor": 4}}"#,

@@ -100,13 +100,15 @@ pub struct Model {
 ///
 /// # Errors
 /// Where the architecture is unknown, the file asks for a feature that is not there, a key is missing or makes no
-/// sense, or a tensor is missing, has another shape, or (norms and biases) holds a NaN. The message names it.
+/// sense, or a tensor is missing, has another shape, belongs to a layer that the file says it has not, or (norms and
+/// biases) holds a NaN. The message names it.
 pub fn build(source: Source<'_>, options: BuildOptions) -> Result<Model, ModelError> {
     let (family, architecture) = families::find(source)?;
     let stated = stated::Stated::read(source, &architecture)?;
     let config = (family.config)(&stated)?;
     let mut net = blocks::Net::new(&config, tensors::Tensors::new(source), options.taps);
     let logits = (family.graph)(&mut net)?;
+    net.tensors.check_layers(config.layers.len(), stated.origin.key(stated::Field::Layers))?;
     let skipped = net.tensors.notices();
     let graph = net.graph.finish(logits)?;
     check_head(&graph)?;

@@ -159,6 +159,30 @@ impl<'a> Tensors<'a> {
         Ok(info)
     }
 
+    /// Refuses tensors of layers from `layers` on: the file says that it has no such layer, so one of the two is wrong.
+    /// What it says of the count comes from the key `key`. Layers that predict further tokens are told apart by a key or
+    /// a name of their own, in the families that have them, and none here does.
+    pub(crate) fn check_layers(&self, layers: usize, key: String) -> Result<(), ModelError> {
+        let prefix = match self.source {
+            Source::Gguf(_) | Source::Shape(_) => "blk.".to_owned(),
+            Source::HuggingFace(_) => format!("{}layers.", self.layout.0),
+        };
+        let is_beyond = |name: &str| {
+            let number =
+                name.strip_prefix(&prefix).and_then(|rest| rest.split_once('.')).map_or("", |(number, _)| number);
+            // A number that is too large for one is beyond as well.
+            let is_number = !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit());
+            is_number && number.parse::<usize>().map_or(true, |number| number >= layers)
+        };
+        match self.source.tensors().iter().find(|info| is_beyond(&info.name)) {
+            None => Ok(()),
+            Some(info) => {
+                let detail = format!("{layers} layers, and the file holds tensor {}", shown(&info.name));
+                Err(ModelError::Key { key, detail })
+            }
+        }
+    }
+
     /// One line for each kind of tensor that the graph does not read.
     pub(crate) fn notices(&self) -> Vec<String> {
         let known = |name: &str| name == ROPE_FACTORS || name.ends_with("rotary_emb.inv_freq");

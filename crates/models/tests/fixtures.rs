@@ -5,7 +5,7 @@ use std::sync::Arc;
 use files::{gguf::Gguf, hf::HfDir};
 use graph::{Graph, PlanOptions, reference::Reference};
 use models::{BuildOptions, Source, build};
-use testkit::{Bound, Fixture, Session, compare, convert};
+use testkit::{Bound, Fixture, Session, TEXT_FIXTURES, compare, convert};
 
 fn build_dir(dir: &HfDir) -> Arc<Graph> {
     let model = build(Source::HuggingFace(dir), BuildOptions { taps: true }).unwrap();
@@ -18,10 +18,9 @@ const BOUND: Bound = Bound { error: 5e-5, ..Bound::F32 };
 
 testkit::text_fixtures!(Some(Reference), build_dir, BOUND);
 
-/// Gemma 2 is left out: its fixture scales scores by a number that GGUF files have no key for.
 #[test]
 fn gguf_files_give_the_same_logits() {
-    for name in ["llama", "llama3-rope", "mistral", "qwen2", "qwen3", "gemma3"] {
+    for name in TEXT_FIXTURES {
         let fixture = Fixture::load(name);
         let file = Gguf::parse(convert::to_gguf(&fixture.dir).finish().into(), name).unwrap();
         let model = build(Source::Gguf(&file), BuildOptions::default()).unwrap();

@@ -152,6 +152,35 @@ fn broken_gguf_files() {
     }
 }
 
+/// Whichever of the two is wrong, the model is not the one that its file describes.
+#[test]
+fn layers_beyond_the_count_are_a_contradiction() {
+    let count = Fixture::load("llama").dir.config.text.num_hidden_layers.unwrap();
+    for (name, refused) in [
+        (format!("blk.{count}.attn_q.weight"), true),
+        (format!("blk.{}.nextn.eh_proj.weight", count + 7), true),
+        (format!("blk.{}.odd.weight", u128::MAX), true),
+        (format!("blk.{}.odd.weight", count - 1), false),
+        ("blk.odd.weight".to_owned(), false),
+        ("blk.".to_owned(), false),
+    ] {
+        let mut writer = convert::to_gguf(&Fixture::load("llama").dir);
+        match build_gguf(writer.tensor_f32(&name, &[1], &[0.0])) {
+            Ok(model) => assert!(!refused && model.skipped.len() == 1, "{name}"),
+            Err(error) => {
+                let want = format!("key llama.block_count: {count} layers, and the file holds tensor {name:?}");
+                assert!(refused && error.to_string() == want, "{error}");
+            }
+        }
+    }
+    let dir = Fixture::load("gemma3").dir;
+    let mut tensors = safetensors::read(&dir.weights);
+    tensors.push(("model.layers.8.mlp.up_proj.weight".to_owned(), DType::F32, vec![1], vec![0; 4]));
+    let weights = SafeTensors::parse(safetensors::write(&tensors).into(), "model.safetensors").unwrap();
+    let error = build(Source::HuggingFace(&HfDir { weights, ..dir }), BuildOptions::default()).unwrap_err().to_string();
+    assert!(error.contains("num_hidden_layers: 8 layers") && error.contains("model.layers.8.mlp.up_proj"), "{error}");
+}
+
 #[test]
 fn a_gemma3_file_states_its_window() {
     let mut writer = convert::to_gguf(&Fixture::load("gemma3").dir);
@@ -194,6 +223,7 @@ fn broken_hugging_face_configs() {
         (r#""final_logit_softcapping": null"#, r#""final_logit_softcapping": 1e300"#, "final_logit_softcapping"),
         (r#""tie_word_embeddings": true"#, r#""tie_word_embeddings": false"#, "lm_head.weight is missing"),
         (r#""attention_bias": false"#, r#""attention_bias": true"#, "self_attn.q_proj.bias is missing"),
+        (r#""attention_bias""#, r#""use_bidirectional_attention": true, "attention_bias""#, "bidirectional"),
     ] {
         assert!(json.contains(from), "{from}: the fixture's config has changed");
         let answer = HfConfig::parse(&json.replace(from, to), "config.json").map_err(ModelError::from);

@@ -55,6 +55,12 @@ pub enum StoreError {
         /// The directory.
         path: PathBuf,
     },
+    /// The path exists and is a device, a pipe or a socket.
+    #[error("{path:?} is not a regular file: give a .gguf file or a Hugging Face model directory")]
+    NotRegular {
+        /// The path.
+        path: PathBuf,
+    },
     /// A file of the model list has another size than the list says.
     #[error(
         "{path:?} has {actual} bytes where {expected} are expected: run `unicorn rm {name}`, then `./quickstart {name}`"
@@ -102,6 +108,16 @@ pub enum StoreError {
         file: String,
         /// Model files that are there.
         choices: Vec<String>,
+    },
+    /// The hub lists a file that it does not have.
+    #[error("{endpoint} lists {file:?} in {repo} and does not have it: pull again later, or choose another file")]
+    Gone {
+        /// `org/repo`.
+        repo: String,
+        /// The file in the repository.
+        file: String,
+        /// The hub asked.
+        endpoint: String,
     },
     /// The hub does not know the repository.
     #[error("{endpoint} has no repository {repo}, or it is private: check the spelling, or set HF_TOKEN")]
@@ -215,9 +231,18 @@ pub enum StoreError {
 }
 
 impl StoreError {
-    /// Whether the argument was wrong, rather than the world: a command line program exits with 2 for these.
+    /// Whether the argument was wrong, rather than the world: a command line program exits with 2 for these. A name that
+    /// means nothing here is a wrong argument; a model that is here and damaged, and a hub that refuses, are the world.
     pub fn is_misuse(&self) -> bool {
-        matches!(self, Self::BadSpec { .. } | Self::BadName { .. } | Self::BadEndpoint { .. })
+        matches!(
+            self,
+            Self::BadSpec { .. }
+                | Self::BadName { .. }
+                | Self::BadEndpoint { .. }
+                | Self::NotFound { .. }
+                | Self::NotAModel { .. }
+                | Self::NotRegular { .. }
+        )
     }
 
     /// Wraps a file system error, telling a full disk from the rest.

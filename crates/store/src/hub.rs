@@ -178,7 +178,8 @@ impl Hub {
         let headers = response.headers();
         let status = response.status();
         if status.as_u16() == 404 && header(headers, "x-error-code") != Some("RepoNotFound") {
-            return Err(StoreError::NoSuchFile { repo: repo.into(), file: name.into(), choices: Vec::new() });
+            let endpoint = self.options.endpoint.clone();
+            return Err(StoreError::Gone { repo: repo.into(), file: name.into(), endpoint });
         }
         // A redirect to the storage is an answer to HEAD: it carries the linked headers.
         if !status.is_redirection() {

@@ -78,8 +78,9 @@ impl Store {
                 // With these beside the new ones the directory would be read as another model.
                 remove_other_weights(&dir, &files)?;
             }
-            received_bytes =
-                received_bytes.saturating_add(fetch(hub, &repo, remote, &dir.join(&remote.name), progress)?);
+            let received = fetch(hub, &repo, remote, &dir.join(&remote.name), progress);
+            let received = received.inspect_err(|_| remove_empty(self.dir(), &dir.join(&remote.name)))?;
+            received_bytes = received_bytes.saturating_add(received);
             total_bytes = total_bytes.saturating_add(remote.bytes);
         }
         let path = if is_directory { dir } else { dir.join(&files[0]) };
@@ -104,6 +105,16 @@ fn unmark(dir: &Path, remotes: &[Remote]) -> Result<(), StoreError> {
         }
     }
     Ok(())
+}
+
+/// Removes the directories above `path` that are empty, up to `top` and without it.
+fn remove_empty(top: &Path, path: &Path) {
+    for dir in path.ancestors().skip(1).take_while(|dir| *dir != top && dir.starts_with(top)) {
+        // Refused where something is in it: then what is above is not empty either.
+        if fs::remove_dir(dir).is_err() {
+            return;
+        }
+    }
 }
 
 /// Deletes weights and their indexes that lie in `dir` and are not among `files`: those of an earlier version.

@@ -59,8 +59,8 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError::NotFound`] with the places looked at, the command that would fetch it, and near names;
-    /// [`StoreError::NotAModel`], [`StoreError::WrongSize`], [`StoreError::MissingParts`] or
-    /// [`StoreError::Ambiguous`] for what is there and cannot be used.
+    /// [`StoreError::NotAModel`], [`StoreError::NotRegular`], [`StoreError::WrongSize`], [`StoreError::MissingParts`]
+    /// or [`StoreError::Ambiguous`] for what is there and cannot be used.
     pub fn resolve(&self, name: &str) -> Result<PathBuf, StoreError> {
         let given = Path::new(name);
         // An empty path joined to a name would be that name in the current directory.
@@ -72,6 +72,9 @@ impl Store {
         }
         if given.is_dir() {
             return Err(StoreError::NotAModel { path: given.to_path_buf() });
+        }
+        if given.exists() {
+            return Err(StoreError::NotRegular { path: given.to_path_buf() });
         }
         Err(self.not_found(name))
     }

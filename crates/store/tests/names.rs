@@ -83,6 +83,10 @@ fn what_is_not_here_says_what_to_do() {
     fs::create_dir(&empty).expect("created");
     let error = store.resolve(empty.to_str().expect("utf-8")).expect_err("no model");
     assert!(matches!(error, StoreError::NotAModel { .. }), "{error}");
+    if cfg!(unix) {
+        let error = store.resolve("/dev/null").expect_err("no model");
+        assert!(error.is_misuse() && error.to_string().contains("\"/dev/null\" is not a regular file"), "{error}");
+    }
 }
 
 #[test]

@@ -308,6 +308,13 @@ fn a_wrong_digest_deletes_the_download() {
     let error = store.pull(&hub.client(), "org/repo", &mut ()).expect_err("wrong digest");
     assert!(matches!(&error, StoreError::Checksum { actual, .. } if *actual == sha256(b"this")), "{error}");
     assert!(tree(store.dir()).is_empty());
+    assert!(!store.dir().join("org").exists(), "directories that were made for it are gone");
+    // What else lies there stays.
+    let other = store.dir().join("org/other/m.gguf");
+    std::fs::create_dir_all(other.parent().expect("a directory")).expect("made");
+    std::fs::write(&other, b"here").expect("written");
+    store.pull(&hub.client(), "org/repo", &mut ()).expect_err("wrong digest");
+    assert!(other.exists() && !store.dir().join("org/repo").exists());
 }
 
 #[test]
@@ -346,7 +353,8 @@ fn a_listed_file_that_is_gone_is_named() {
     let hub = hub_with(&[]);
     hub.change(|b| b.listed_only = vec!["gone.gguf".into()]);
     let error = store.pull(&hub.client(), "org/repo", &mut ()).expect_err("gone");
-    assert!(matches!(&error, StoreError::NoSuchFile { file, .. } if file == "gone.gguf"), "{error}");
+    assert!(matches!(&error, StoreError::Gone { file, .. } if file == "gone.gguf"), "{error}");
+    assert!(error.to_string().contains("lists \"gone.gguf\" in org/repo and does not have it"), "{error}");
 }
 
 #[test]

@@ -1,5 +1,8 @@
 //! A Hugging Face directory as a GGUF file, as llama.cpp's `convert_hf_to_gguf.py` makes it: the names, the permuted
 //! rows of Llama, the norms of Gemma with their 1 added, the divisors of Llama 3's frequencies. For the fixtures only.
+//!
+//! One thing it does that the converter does not: GGUF files have no key for the scale of Gemma 2's scores, which its
+//! fixture states, so the queries are multiplied by what that differs from the scale that readers take.
 
 use files::{
     TensorInfo,
@@ -58,6 +61,11 @@ pub fn to_gguf(dir: &HfDir) -> Writer {
             writer.tensor_f32(&name, &info.shape, &values.iter().map(|value| value + add).collect::<Vec<_>>());
             continue;
         }
+        if architecture == "gemma2" && info.name.contains("q_proj") {
+            let scale = score_scale(text);
+            writer.tensor_f32(&name, &info.shape, &values.iter().map(|value| value * scale).collect::<Vec<_>>());
+            continue;
+        }
         let heads = match (architecture, &info.name) {
             ("llama", tensor) if tensor.contains("q_proj") => text.num_attention_heads,
             ("llama", tensor) if tensor.contains("k_proj") => text.num_key_value_heads.value(),
@@ -113,6 +121,12 @@ fn floats(info: &TensorInfo) -> Vec<f32> {
     let mut values = vec![0.0; info.elements()];
     tensor::blocks::dequantize(info.dtype, &info.data, &mut values).expect("a float tensor");
     values
+}
+
+/// The scale of the scores, against the one of a head of this size.
+fn score_scale(text: &TextConfig) -> f32 {
+    let head_dim = f64::from(text.head_dim.value().expect("head_dim"));
+    (head_dim / text.query_pre_attn_scalar.unwrap_or(head_dim)).sqrt() as f32
 }
 
 /// `reshape(heads, 2, rows / heads / 2, cols).swapaxes(1, 2)`.

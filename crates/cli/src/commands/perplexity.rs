@@ -5,7 +5,7 @@ use std::{path::PathBuf, process::ExitCode};
 use crate::{
     args::{LoadArgs, ModelArg},
     exit::usage,
-    model::{load_for, naming, open, read_text},
+    model::{check_tokenizer, load_for, naming, open, read_text},
     output::{note, print, print_json},
     progress::{Bar, Unit},
 };
@@ -46,6 +46,7 @@ impl PerplexityArgs {
         }
         let text = read_text(&self.file)?;
         let file = open(self.model.model.as_deref())?;
+        check_tokenizer(&file)?;
         let named = |error| naming(error, file.short_name());
         let options = self.load.scoring_options(self.window);
         let mut engine = load_for(&file, &options, self.load.context_flag("--window"), false)?.engine;

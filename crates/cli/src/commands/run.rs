@@ -15,7 +15,7 @@ use crate::{
     commands::plan,
     exit::{INTERRUPTED, usage},
     interrupt::{self, Answering, Rule},
-    model::{Loaded, load, naming, open, open_and_say, read_stdin},
+    model::{Loaded, check_tokenizer, load, naming, open, open_and_say, read_stdin},
     output::{Output, note, note_dim, print_json},
 };
 
@@ -100,6 +100,7 @@ impl RunArgs {
         let sampler = self.sampling.options(0.0, 1.0)?;
         let text = self.prompt_text()?;
         let mut file = open_and_say(self.model.model.as_deref(), !self.quiet)?;
+        check_tokenizer(&file)?;
         self.template.apply(&mut file)?;
         let mut loaded = load(&file, &self.load.generating(&self.drafts), self.quiet)?;
         let prompt = self.encode(&loaded.engine, &file, text)?;
@@ -153,7 +154,8 @@ impl RunArgs {
         }
         let system = self.system.iter().map(|text| json!({"role": "system", "content": text}));
         let messages: Vec<Value> = system.chain([json!({"role": "user", "content": text})]).collect();
-        let text = engine.render(&messages, None, &Map::new()).map_err(named)?;
+        let text = engine.render(&messages, None, &Map::new());
+        let text = text.map_err(|error| self.template.naming(error, file.short_name()))?;
         let ids = engine.rendered(&text).map_err(named)?;
         Ok(Prompt { text, ids, chat: true })
     }

@@ -11,8 +11,8 @@ use serde_json::Value;
 use crate::{
     args::{ModelArg, TemplateOptions},
     exit::usage,
-    model::{naming, open, read_text},
-    output::print,
+    model::{open, read_text},
+    output::{note, print},
 };
 
 /// Prints the prompt that the model's chat template makes of messages
@@ -58,7 +58,12 @@ impl TemplateArgs {
         let tools = tools.map(|tools| list(tools, tools_path, "tools")).transpose()?;
         let mut file = open(self.model.model.as_deref())?;
         self.template.apply(&mut file)?;
-        let prompt = file.render(&messages, tools.as_deref()).map_err(|error| naming(error, file.short_name()))?;
+        let render = |tools| file.render(&messages, tools);
+        let prompt = render(tools.as_deref()).map_err(|error| self.template.naming(error, file.short_name()))?;
+        if tools.as_ref().is_some_and(|tools| !tools.is_empty()) && render(None).is_ok_and(|without| without == prompt)
+        {
+            note("note: the chat template does not read tools: the prompt is the same without them");
+        }
         print(&prompt)?;
         Ok(ExitCode::SUCCESS)
     }

@@ -38,7 +38,8 @@ pub(crate) struct Cut {
     place: u32,
 }
 
-/// Logits, of which those down to a cut are kept. Never kept are NaN and minus infinity.
+/// Logits, of which those down to a cut are kept. Never kept is minus infinity. Where any is NaN, nothing can be picked:
+/// a model that computes one is damaged, and what it says of the others means nothing.
 #[derive(Debug)]
 pub(crate) struct Candidates<'a> {
     logits: &'a [f32],
@@ -61,7 +62,7 @@ impl<'a> Candidates<'a> {
         self.scratch
     }
 
-    /// The first place of the largest logit; `None` where it is not finite.
+    /// The first place of the largest logit; `None` where it is not finite, or any is NaN.
     pub(crate) fn greedy(&self) -> Option<u32> {
         if !self.largest.is_finite() {
             return None;
@@ -307,14 +308,20 @@ fn split(logits: &[f32], first: usize, cut: Cut) -> (&[f32], &[f32]) {
     logits.split_at((cut.place as usize + 1).saturating_sub(first).min(logits.len()))
 }
 
-/// The largest logit, minus infinity where none is a number.
+/// The largest logit, minus infinity of none, NaN where any is.
 pub(crate) fn largest(logits: &[f32]) -> f32 {
     let (chunks, rest) = logits.as_chunks::<LANES>();
     let mut lanes = [f32::NEG_INFINITY; LANES];
+    // Beside the largest, as a comparison with NaN says nothing of what came before.
+    let mut unordered = [0u32; LANES];
     for chunk in chunks {
-        for (lane, logit) in lanes.iter_mut().zip(chunk) {
+        for ((lane, unordered), logit) in lanes.iter_mut().zip(&mut unordered).zip(chunk) {
             *lane = if *logit > *lane { *logit } else { *lane };
+            *unordered |= u32::from(logit.is_nan());
         }
+    }
+    if unordered.iter().any(|unordered| *unordered != 0) || rest.iter().any(|logit| logit.is_nan()) {
+        return f32::NAN;
     }
     lanes.iter().chain(rest).fold(f32::NEG_INFINITY, |largest, logit| if *logit > largest { *logit } else { largest })
 }
@@ -439,6 +446,22 @@ mod tests {
             f64::max(worst, (f64::from(weight(x + 1.0, 1.0, rate(0.7))) - exact).abs())
         });
         assert!(worst < 4e-7, "{worst}");
+    }
+
+    #[test]
+    fn the_largest_of_any_with_nan_is_nan() {
+        assert_eq!(largest(&[]), f32::NEG_INFINITY);
+        for n in [1, 15, 16, 17, 100, 256] {
+            let logits: Vec<f32> = (0..n).map(|i| (i * 7 % 13) as f32 - 6.0).collect();
+            assert_eq!(largest(&logits), logits.iter().copied().fold(f32::MIN, f32::max), "{n}");
+            for place in [0, n / 2, n - 1] {
+                for others in [0.0, f32::INFINITY, f32::NEG_INFINITY] {
+                    let mut logits: Vec<f32> = logits.iter().map(|logit| logit + others).collect();
+                    logits[place] = f32::NAN;
+                    assert!(largest(&logits).is_nan(), "{place} of {n}");
+                }
+            }
+        }
     }
 
     #[test]

@@ -116,7 +116,6 @@ fn logits(rng: &mut Pcg64, kind: u64, n: usize) -> Vec<f32> {
             4 => normal(rng) as f32 * 1e30,
             5 => 1.5,
             6 if !rng.next_u64().is_multiple_of(3) => f32::NEG_INFINITY,
-            6 if rng.next_u64().is_multiple_of(9) => f32::NAN,
             _ => normal(rng) as f32 * 2.0,
         })
         .collect();

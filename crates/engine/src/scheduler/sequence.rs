@@ -174,8 +174,11 @@ impl Sequence {
             let (done, total) = (self.computed.min(self.prompt), self.prompt);
             outputs.push((self.id, Event::Prefill { done, total, cached: answer.metrics.cached_tokens }));
         }
-        if let Some(known) = scores {
-            known.take(&self.tokens[..self.prompt], step.logits, step.vocab, self.computed);
+        if let Some(known) = scores
+            && let Err(error) = known.take(&self.tokens[..self.prompt], step.logits, step.vocab, self.computed)
+        {
+            outputs.push((self.id, Event::Failed(error)));
+            return true;
         }
         if self.computed < self.tokens.len() {
             return false;
@@ -283,7 +286,7 @@ impl Sequence {
         let event = if length > 0.0 && length.is_finite() {
             Event::Embedding(sum.iter().map(|x| (x / length) as f32).collect())
         } else {
-            Event::Failed(EngineError::NotANumber { position: self.computed })
+            Event::Failed(EngineError::NotANumber { position: self.computed, damage: None })
         };
         outputs.push((self.id, event));
         true
@@ -292,14 +295,19 @@ impl Sequence {
 
 impl Scores {
     /// Takes the logits of rows up to token `computed`, of which those within the prompt predict a token of it.
-    fn take(&mut self, prompt: &[u32], logits: &[f32], vocab: usize, computed: usize) {
+    fn take(&mut self, prompt: &[u32], logits: &[f32], vocab: usize, computed: usize) -> Result<(), EngineError> {
         let rows = logits.len() / vocab;
         let bytes = |id: u32| self.tokenizer.token_bytes(id).unwrap_or_default();
         for (row, logits) in logits.chunks_exact(vocab).enumerate() {
             let next = computed - rows + row + 1;
             if let Some(id) = prompt.get(next) {
-                self.known.push(token_logprob(logits, *id, self.top, &bytes));
+                let known = token_logprob(logits, *id, self.top, &bytes);
+                if known.logprob.is_nan() {
+                    return Err(EngineError::NotANumber { position: next, damage: None });
+                }
+                self.known.push(known);
             }
         }
+        Ok(())
     }
 }

@@ -80,6 +80,8 @@ pub struct TextConfig {
     /// The kind of each layer: as the file lists it, else from `sliding_window_pattern` where the file has that and
     /// the number of layers. As long as there are layers.
     pub layer_types: Option<Vec<LayerType>>,
+    /// Gemma 3: whether tokens attend to later ones too, as in models that embed texts.
+    pub use_bidirectional_attention: Option<bool>,
     /// Rotary embeddings.
     pub rope: Rope,
     /// Ids that begin a text; the file's own where the `text_config` has none. Empty: none given.
@@ -202,6 +204,7 @@ fn text(config: &Fields, top: &Fields) -> Result<TextConfig, Problem> {
         max_window_layers: config.index("max_window_layers")?,
         sliding_window_pattern,
         layer_types: layer_types(config, num_hidden_layers, sliding_window_pattern)?,
+        use_bidirectional_attention: config.bool("use_bidirectional_attention")?,
         rope: rope(config)?,
         bos_token_ids: token_ids(config, top, "bos_token_id")?,
         eos_token_ids: token_ids(config, top, "eos_token_id")?,

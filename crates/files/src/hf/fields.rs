@@ -47,6 +47,11 @@ impl<'a> Fields<'a> {
         }
     }
 
+    /// The object itself, for errors.
+    pub(super) fn value(&self) -> Value {
+        Value::Object(self.map.clone())
+    }
+
     pub(super) fn has(&self, name: &str) -> bool {
         self.map.contains_key(name)
     }

@@ -79,12 +79,19 @@ pub(super) fn rope(config: &Fields) -> Result<Rope, Problem> {
     if let Some(new) = config.object("rope_parameters")? {
         let keyed = |name| new.object(name);
         // Keyed by layer type; a flat object has neither key.
-        return match (new.has("full_attention"), new.has("sliding_attention")) {
-            (false, false) => Ok(Rope { full: parameters(&new, &top)?, sliding: None }),
-            _ => Ok(Rope {
+        let rope = match (new.has("full_attention"), new.has("sliding_attention")) {
+            (false, false) => Rope { full: parameters(&new, &top)?, sliding: None },
+            _ => Rope {
                 full: keyed("full_attention")?.map_or(Ok(top.clone()), |fields| parameters(&fields, &top))?,
                 sliding: keyed("sliding_attention")?.map(|fields| parameters(&fields, &top)).transpose()?,
-            }),
+            },
+        };
+        // Some files have both, for old readers and for new ones; then they must mean the same.
+        return match config.object("rope_scaling")? {
+            Some(old) if scaling(&old)? != rope.full.scaling => {
+                Err(config.wrong("rope_scaling", "the scaling that rope_parameters states, or none", &old.value()))
+            }
+            _ => Ok(rope),
         };
     }
     let full = match config.object("rope_scaling")? {

@@ -14,6 +14,10 @@ pub(super) fn read(config: &HfConfig, name: Option<String>) -> Result<Stated, Mo
         return Err(ModelError::Unsupported { feature });
     }
     refuse_other_heads(&config.architectures)?;
+    if text.use_bidirectional_attention == Some(true) {
+        let feature = "use_bidirectional_attention: attention here is causal, to earlier tokens alone".to_owned();
+        return Err(ModelError::Unsupported { feature });
+    }
     let layers = text.num_hidden_layers.unwrap_or(0);
     if layers > MAX_LAYERS {
         return Err(origin.wrong(Field::Layers, format!("{layers} layers; {MAX_LAYERS} at most are read")));
