@@ -33,6 +33,7 @@
 mod blocks;
 mod config;
 mod error;
+mod export;
 mod families;
 #[cfg(test)]
 mod published;
@@ -47,6 +48,7 @@ use graph::Graph;
 
 pub use config::{Config, Layer};
 pub use error::ModelError;
+pub use export::{Change, Export, ExportTensor, export};
 pub use shape::{Shape, ShapeError};
 
 /// An open model file, or what stands for one.
