@@ -42,7 +42,7 @@ fn logit(logits: &[f32], id: u32) -> f64 {
 }
 
 /// `log(sum(exp(logits)))`, in `f64`; NaN where a logit is, or where none is finite.
-fn log_sum_exp(logits: &[f32]) -> f64 {
+pub(crate) fn log_sum_exp(logits: &[f32]) -> f64 {
     const BLOCK: usize = 256;
     let largest = f64::from(crate::sampler::largest(logits));
     let not_a_number = |block: &[f32]| block.iter().map(|logit| u32::from(logit.is_nan())).sum::<u32>() > 0;

@@ -72,6 +72,8 @@ pub struct BuildOptions {
     /// to, and the last is taken after the final norm, at the wanted rows. This is what transformers calls
     /// `hidden_states`. Taps keep values alive that a step otherwise overwrites.
     pub taps: bool,
+    /// Whether the input of every matrix can be read, under the matrix's GGUF name: what importance is collected from.
+    pub inputs: bool,
 }
 
 /// A model ready to be planned.
@@ -107,7 +109,7 @@ pub fn build(source: Source<'_>, options: BuildOptions) -> Result<Model, ModelEr
     let (family, architecture) = families::find(source)?;
     let stated = stated::Stated::read(source, &architecture)?;
     let config = (family.config)(&stated)?;
-    let mut net = blocks::Net::new(&config, tensors::Tensors::new(source), options.taps);
+    let mut net = blocks::Net::new(&config, tensors::Tensors::new(source), options);
     let logits = (family.graph)(&mut net)?;
     let skipped = net.tensors.notices();
     let graph = net.graph.finish(logits)?;

@@ -176,6 +176,15 @@ impl<'a> Tensors<'a> {
     }
 }
 
+/// The name of a matrix in GGUF files.
+pub(crate) fn gguf_name(role: Role, layer: Option<usize>) -> String {
+    let (_, gguf, _) = NAMES.iter().find(|row| row.0 == role).expect("every role has a row: see the test");
+    match layer {
+        Some(layer) => format!("blk.{layer}.{gguf}.weight"),
+        None => format!("{gguf}.weight"),
+    }
+}
+
 /// The tensors of a directory that belong to the text model, by GGUF name. `notices` hears of the others.
 pub(crate) fn gguf_names<'a>(dir: &'a HfDir, tied: bool, notices: &mut Vec<String>) -> Vec<(String, &'a TensorInfo)> {
     let tensors = Tensors::new(Source::HuggingFace(dir));

@@ -51,7 +51,8 @@ impl Importance {
         }
         let bytes = fs::read(path).map_err(|error| fail(error.to_string()))?;
         let mut importance = if bytes.starts_with(b"GGUF") {
-            let file = Gguf::parse(bytes.into(), &path.display().to_string()).map_err(|error| fail(error.to_string()))?;
+            let file =
+                Gguf::parse(bytes.into(), &path.display().to_string()).map_err(|error| fail(error.to_string()))?;
             from_gguf(&file).map_err(fail)?
         } else {
             from_dat(&bytes).ok_or_else(|| fail("not an importance matrix, or cut off".to_owned()))?
@@ -108,13 +109,19 @@ impl Importance {
         let heads: Vec<TensorHead> = self
             .entries
             .iter()
-            .flat_map(|(name, entry)| [head(format!("{name}.in_sum2"), entry.values.len()), head(format!("{name}.counts"), 1)])
+            .flat_map(|(name, entry)| {
+                [head(format!("{name}.in_sum2"), entry.values.len()), head(format!("{name}.counts"), 1)]
+            })
             .collect();
         let head = Head::new(&metadata, &heads).map_err(QuantizeError::Head)?;
         let mut bytes = head.bytes;
         bytes.resize(head.file_bytes as usize, 0);
         let counts: Vec<f32> = self.entries.values().map(|entry| entry.count as f32).collect();
-        let data = self.entries.values().zip(&counts).flat_map(|(entry, count)| [&entry.values[..], std::slice::from_ref(count)]);
+        let data = self
+            .entries
+            .values()
+            .zip(&counts)
+            .flat_map(|(entry, count)| [&entry.values[..], std::slice::from_ref(count)]);
         for ((at, len), values) in head.tensors.iter().zip(data) {
             let place = &mut bytes[*at as usize..(at + len) as usize];
             place.as_chunks_mut::<4>().0.iter_mut().zip(values).for_each(|(place, value)| *place = value.to_le_bytes());

@@ -155,10 +155,28 @@ impl Preset {
         use DType::{Q3_K, Q4_K, Q5_K, Q6_K};
         let many = context.queries_a_key >= 4;
         match (mixed, kind) {
-            (Mixed::Q2K, "attn_v") => if many { Q4_K } else { Q3_K },
+            (Mixed::Q2K, "attn_v") => {
+                if many {
+                    Q4_K
+                } else {
+                    Q3_K
+                }
+            }
             (Mixed::Q2K, "ffn_down" | "attn_output") => Q3_K,
-            (Mixed::Q3KM, "attn_v") => if layer < 2 { Q5_K } else { Q4_K },
-            (Mixed::Q3KM, "ffn_down") => if layer < context.layers / 16 { Q5_K } else { Q4_K },
+            (Mixed::Q3KM, "attn_v") => {
+                if layer < 2 {
+                    Q5_K
+                } else {
+                    Q4_K
+                }
+            }
+            (Mixed::Q3KM, "ffn_down") => {
+                if layer < context.layers / 16 {
+                    Q5_K
+                } else {
+                    Q4_K
+                }
+            }
             (Mixed::Q3KM, "attn_output") => Q4_K,
             (Mixed::Q3KL, "attn_v" | "ffn_down" | "attn_output") => Q5_K,
             (Mixed::Q4KS, "attn_v") if layer < 4 => Q5_K,

@@ -53,13 +53,13 @@ pub enum Step {
 impl Source {
     /// An open GGUF model. What says how it was split or quantised is left out.
     pub fn gguf(file: &Gguf) -> Source {
-        let stale = |key: &str| {
-            key.starts_with("split.") || key.starts_with("quantize.imatrix.") || key == "general.file_type"
-        };
+        let stale =
+            |key: &str| key.starts_with("split.") || key.starts_with("quantize.imatrix.") || key == "general.file_type";
         let metadata = file.metadata().iter().filter(|(key, _)| !stale(key));
-        let tensors = file.tensors().iter().map(|info| {
-            SourceTensor::plain(&info.name, info.dtype, info.shape.clone(), info.data.clone())
-        });
+        let tensors = file
+            .tensors()
+            .iter()
+            .map(|info| SourceTensor::plain(&info.name, info.dtype, info.shape.clone(), info.data.clone()));
         Source {
             metadata: metadata.map(|(key, value)| (key.to_owned(), value.clone())).collect(),
             tensors: tensors.collect(),

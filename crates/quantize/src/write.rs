@@ -79,11 +79,16 @@ pub fn write(
     let start = Instant::now();
     let before = stamps(&source.files)?;
     refuse_same(source, target)?;
-    let tensors: Vec<TensorHead> = source.tensors.iter().zip(&plan.tensors).map(|(tensor, planned)| TensorHead {
-        name: tensor.name.clone(),
-        dtype: planned.dtype,
-        shape: tensor.shape.clone(),
-    }).collect();
+    let tensors: Vec<TensorHead> = source
+        .tensors
+        .iter()
+        .zip(&plan.tensors)
+        .map(|(tensor, planned)| TensorHead {
+            name: tensor.name.clone(),
+            dtype: planned.dtype,
+            shape: tensor.shape.clone(),
+        })
+        .collect();
     let metadata = metadata(source, plan, importance);
     let layout = Layout {
         target,
@@ -365,7 +370,11 @@ impl<'a> Job<'a> {
         let refuse = |error: BlockError| match error {
             BlockError::OutOfRange { first: a, last: b, .. } => QuantizeError::Weight {
                 tensor: tensor.name.clone(),
-                reason: format!("elements {} to {} hold NaN, infinity or what {dtype} cannot express", first + a, first + b),
+                reason: format!(
+                    "elements {} to {} hold NaN, infinity or what {dtype} cannot express",
+                    first + a,
+                    first + b
+                ),
             },
             other => QuantizeError::Tensor { tensor: tensor.name.clone(), reason: other.to_string() },
         };
