@@ -202,7 +202,8 @@ fn own(kind: &str, attention: DType, feed_forward: DType, embedding: DType) -> D
 /// (llama.cpp's choice), and half precision where those do not divide it either.
 pub(crate) fn fallback(dtype: DType, cols: usize) -> DType {
     let short = match dtype {
-        DType::Q2_K | DType::Q3_K | DType::IQ4_XS => DType::IQ4_NL,
+        DType::Q2_K | DType::Q3_K => DType::Q4_0,
+        DType::IQ4_XS => DType::IQ4_NL,
         DType::Q4_K => DType::Q5_0,
         DType::Q5_K => DType::Q5_1,
         DType::Q6_K => DType::Q8_0,
