@@ -271,9 +271,8 @@ fn a_source_that_changes_is_noticed() {
 }
 
 #[test]
-fn a_full_disk_is_an_error_and_leaves_nothing() {
-    // A file that cannot grow beyond what the device has: /dev/full says so at the first byte, but is no directory, so
-    // the nearest thing to be had everywhere is a name that is too long for the file system.
+fn a_file_that_cannot_be_made_is_an_error_and_leaves_nothing() {
+    // Longer than file systems allow once it has its temporary ending.
     let (dir, source) = (tempfile::tempdir().unwrap(), model());
     let target = dir.path().join("x".repeat(250) + ".gguf");
     let result = run(&source, &plan(&source, "q4_0", &[]).unwrap(), &target, &WriteOptions::default());
