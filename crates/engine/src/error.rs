@@ -6,6 +6,9 @@ pub enum EngineError {
     /// A model file is missing, damaged or of an unknown kind.
     #[error(transparent)]
     File(#[from] files::FileError),
+    /// A model could not be quantised.
+    #[error(transparent)]
+    Quantize(#[from] quantize::QuantizeError),
     /// There is no such shape.
     #[error(transparent)]
     Shape(#[from] models::ShapeError),
@@ -156,8 +159,10 @@ pub enum EngineError {
 impl EngineError {
     /// Whether the caller asked for something that cannot be, as against something that failed.
     pub fn is_misuse(&self) -> bool {
-        if let EngineError::Constraint(error) = self {
-            return error.is_misuse();
+        match self {
+            EngineError::Constraint(error) => return error.is_misuse(),
+            EngineError::Quantize(error) => return error.is_misuse(),
+            _ => {}
         }
         matches!(
             self,

@@ -25,17 +25,20 @@
 
 mod answer;
 mod bench;
+mod compare;
 mod constraint;
 mod damage;
 pub mod devices;
 mod error;
 mod evaluate;
 mod generate;
+mod importance;
 mod kv;
 mod load;
 mod logprobs;
 mod metrics;
 mod model;
+mod quantizing;
 mod request;
 mod sampler;
 mod scheduler;
@@ -46,6 +49,7 @@ mod tools;
 mod vocabulary;
 
 pub use bench::{BenchOptions, BenchProgress, BenchReport, BenchResult, BenchTest, Phase, Roofs, median};
+pub use compare::{Comparison, compare};
 pub use constraint::{Constraint, ConstraintError, Format, Grammar, MAX_LARK_BYTES, MAX_REGEX_BYTES, Vocabulary};
 pub use error::EngineError;
 pub use evaluate::{Logits, Perplexity};
@@ -55,6 +59,7 @@ pub use logprobs::TokenLogprob;
 pub use metrics::{Metrics, peak_memory_bytes};
 pub use model::Model;
 pub use models::Shape;
+pub use quantize;
 pub use request::{Event, FinishReason, Generation, Pooling, Request};
 pub use sampler::{Sampler, SamplerOptions};
 pub use scheduler::{Speculation, Stats};

@@ -45,6 +45,8 @@ pub struct LoadOptions {
     pub cpu_memory: Option<u64>,
     /// Parts that must run on a named device.
     pub pins: Vec<(Part, String)>,
+    /// Whether the inputs of matrices can be read, for [`Engine::importance`]. They take memory.
+    pub inputs: bool,
 }
 
 impl Default for LoadOptions {
@@ -63,6 +65,7 @@ impl Default for LoadOptions {
             kv: KvType::F16,
             cpu_memory: None,
             pins: Vec::new(),
+            inputs: false,
         }
     }
 }
@@ -157,11 +160,13 @@ struct Planned {
     plan: Plan,
 }
 
-fn build(file: &ModelFile) -> Result<models::Model, EngineError> {
-    models::build(file.source(), models::BuildOptions::default()).map_err(|source| match source {
-        // Errors of the file itself name it already.
-        models::ModelError::File(error) => EngineError::File(error),
-        source => EngineError::Model { file: file.path.clone(), source: Box::new(source) },
+fn build(file: &ModelFile, inputs: bool) -> Result<models::Model, EngineError> {
+    models::build(file.source(), models::BuildOptions { inputs, ..models::BuildOptions::default() }).map_err(|source| {
+        match source {
+            // Errors of the file itself name it already.
+            models::ModelError::File(error) => EngineError::File(error),
+            source => EngineError::Model { file: file.path.clone(), source: Box::new(source) },
+        }
     })
 }
 
@@ -178,7 +183,7 @@ fn cpu_budget(cpu: &dyn graph::Device, file: &ModelFile, options: &LoadOptions) 
 }
 
 fn plan(file: &ModelFile, options: &LoadOptions) -> Result<Planned, EngineError> {
-    let model = build(file)?;
+    let model = build(file, options.inputs)?;
     let device_options = DeviceOptions { threads: options.threads, isa: options.isa.clone() };
     let devices = Devices::open(&options.device, &device_options)?;
     let all = devices.list();
@@ -345,7 +350,7 @@ impl ModelFile {
     /// # Errors
     /// Where the graph cannot be built.
     pub fn info(&self) -> Result<ModelInfo, EngineError> {
-        let model = build(self)?;
+        let model = build(self, false)?;
         Ok(ModelInfo::new(self, &model))
     }
 

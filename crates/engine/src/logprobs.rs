@@ -42,7 +42,7 @@ fn logit(logits: &[f32], id: u32) -> f64 {
 }
 
 /// `log(sum(exp(logits)))`, in `f64`; NaN where a logit is, or where none is finite.
-fn log_sum_exp(logits: &[f32]) -> f64 {
+pub(crate) fn log_sum_exp(logits: &[f32]) -> f64 {
     const BLOCK: usize = 256;
     let largest = f64::from(crate::sampler::largest(logits));
     if !largest.is_finite() {

@@ -20,6 +20,10 @@ pub(crate) fn tokenizer(file: &ModelFile) -> Result<Option<Tokenizer>, EngineErr
 fn from_gguf(gguf: &Gguf, file: &ModelFile) -> Result<Option<Tokenizer>, EngineError> {
     let metadata = gguf.metadata();
     let Some(model) = metadata.opt_str("tokenizer.ggml.model")? else { return Ok(None) };
+    // What files say that have none.
+    if matches!(model, "none" | "no_vocab") {
+        return Ok(None);
+    }
     let tokens = metadata.strings("tokenizer.ggml.tokens")?;
     let mut vocab = match model {
         "gpt2" => {

@@ -22,7 +22,9 @@ fn cpu(isa: &str) -> Option<Cpu> {
 }
 
 fn build(dir: &HfDir) -> Arc<Graph> {
-    models::build(Source::HuggingFace(dir), BuildOptions { taps: true }).expect("fixtures are whole").graph
+    models::build(Source::HuggingFace(dir), BuildOptions { taps: true, ..BuildOptions::default() })
+        .expect("fixtures are whole")
+        .graph
 }
 
 mod fast_avx512 {

@@ -1,4 +1,4 @@
-//! Readers for GGUF, safetensors and Hugging Face model directories.
+//! GGUF, safetensors and Hugging Face model directories: reading all, writing the head of a GGUF file.
 //!
 //! This crate turns a path into typed metadata and a table of tensors. It parses and no more: it does not know what
 //! `attn_q.weight` is for, supplies no default of any architecture, and converts no weight.
@@ -10,7 +10,7 @@
 //!
 //! | module | reads |
 //! |---|---|
-//! | [`gguf`] | GGUF v2 and v3, little endian, one file or a split set |
+//! | [`gguf`] | GGUF v2 and v3, little endian, one file or a split set; writes the head of v3 |
 //! | [`safetensors`] | one file, an index with its shards, or a directory of files |
 //! | [`hf`] | `config.json`, `generation_config.json`, `tokenizer_config.json`, the chat template, and the weights |
 //!

@@ -3,9 +3,9 @@
 use graph::{Activation, GraphBuilder, Part, ValueId, WeightId};
 
 use crate::{
-    Config, ModelError,
+    BuildOptions, Config, ModelError,
     config::Layer,
-    tensors::{Role, Tensors},
+    tensors::{self, Role, Tensors},
 };
 
 type Result<T> = std::result::Result<T, ModelError>;
@@ -18,14 +18,14 @@ pub(crate) struct Net<'a> {
     pub(crate) config: &'a Config,
     pub(crate) graph: GraphBuilder,
     pub(crate) tensors: Tensors<'a>,
-    taps: bool,
+    options: BuildOptions,
     layer: Option<usize>,
     embedding: Option<WeightId>,
 }
 
 impl<'a> Net<'a> {
-    pub(crate) fn new(config: &'a Config, tensors: Tensors<'a>, taps: bool) -> Net<'a> {
-        Net { config, graph: GraphBuilder::new(), tensors, taps, layer: None, embedding: None }
+    pub(crate) fn new(config: &'a Config, tensors: Tensors<'a>, options: BuildOptions) -> Net<'a> {
+        Net { config, graph: GraphBuilder::new(), tensors, options, layer: None, embedding: None }
     }
 
     /// Token embedding, times `scale`: `[T, hidden]`.
@@ -71,6 +71,9 @@ impl<'a> Net<'a> {
         let name = self.tensors.name(role, self.layer, "weight");
         let matrix = self.tensors.matrix(name, Some(rows), self.graph.width(x))?;
         let weight = self.graph.weight(matrix)?;
+        if self.options.inputs {
+            self.graph.tap(tensors::gguf_name(role, self.layer), x);
+        }
         let mut vector = None;
         if bias {
             let name = self.tensors.name(role, self.layer, "bias");
@@ -146,6 +149,11 @@ impl<'a> Net<'a> {
                 self.graph.weight(matrix)?
             }
         };
+        if self.options.inputs {
+            // A tied head is the embedding, which is what a file has.
+            let name = if self.config.tied { "token_embd.weight" } else { "output.weight" };
+            self.graph.tap(name, x);
+        }
         let logits = self.graph.linear(x, weight, None)?;
         match self.config.logit_cap {
             Some(cap) => Ok(self.graph.soft_cap(logits, cap)?),
@@ -159,7 +167,7 @@ impl<'a> Net<'a> {
     }
 
     fn tap(&mut self, index: usize, value: ValueId) {
-        if self.taps {
+        if self.options.taps {
             self.graph.tap(format!("hidden.{index}"), value);
         }
     }

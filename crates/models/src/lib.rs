@@ -33,6 +33,7 @@
 mod blocks;
 mod config;
 mod error;
+mod export;
 mod families;
 #[cfg(test)]
 mod published;
@@ -47,6 +48,7 @@ use graph::Graph;
 
 pub use config::{Config, Layer};
 pub use error::ModelError;
+pub use export::{Change, Export, ExportTensor, export};
 pub use shape::{Shape, ShapeError};
 
 /// An open model file, or what stands for one.
@@ -70,6 +72,8 @@ pub struct BuildOptions {
     /// to, and the last is taken after the final norm, at the wanted rows. This is what transformers calls
     /// `hidden_states`. Taps keep values alive that a step otherwise overwrites.
     pub taps: bool,
+    /// Whether the input of every matrix can be read, under the matrix's GGUF name: what importance is collected from.
+    pub inputs: bool,
 }
 
 /// A model ready to be planned.
@@ -106,7 +110,7 @@ pub fn build(source: Source<'_>, options: BuildOptions) -> Result<Model, ModelEr
     let (family, architecture) = families::find(source)?;
     let stated = stated::Stated::read(source, &architecture)?;
     let config = (family.config)(&stated)?;
-    let mut net = blocks::Net::new(&config, tensors::Tensors::new(source), options.taps);
+    let mut net = blocks::Net::new(&config, tensors::Tensors::new(source), options);
     let logits = (family.graph)(&mut net)?;
     net.tensors.check_layers(config.layers.len(), stated.origin.key(stated::Field::Layers))?;
     let skipped = net.tensors.notices();

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use files::TensorInfo;
+use files::{TensorInfo, hf::HfDir};
 use graph::Weight;
 
 use crate::{ModelError, Source, error::shown};
@@ -198,6 +198,56 @@ impl<'a> Tensors<'a> {
         let other = line("tensors that this architecture does not use", &other);
         senses.into_iter().chain(other).collect()
     }
+}
+
+/// The name of a matrix in GGUF files.
+pub(crate) fn gguf_name(role: Role, layer: Option<usize>) -> String {
+    let (_, gguf, _) = NAMES.iter().find(|row| row.0 == role).expect("every role has a row: see the test");
+    match layer {
+        Some(layer) => format!("blk.{layer}.{gguf}.weight"),
+        None => format!("{gguf}.weight"),
+    }
+}
+
+/// The tensors of a directory that belong to the text model, by GGUF name. `notices` hears of the others.
+pub(crate) fn gguf_names<'a>(dir: &'a HfDir, tied: bool, notices: &mut Vec<String>) -> Vec<(String, &'a TensorInfo)> {
+    let tensors = Tensors::new(Source::HuggingFace(dir));
+    let (prefix, head) = tensors.layout;
+    let four_norms = dir.weights.tensors().iter().any(|info| info.name.contains("pre_feedforward_layernorm"));
+    // The name of layers of two norms means another norm in layers of four.
+    let serves = |role: Role| match role {
+        Role::FeedForwardNorm => !four_norms,
+        Role::PostAttentionNorm => four_norms,
+        _ => true,
+    };
+    let find = |hf: &str| NAMES.iter().find(|row| row.2 == hf && serves(row.0)).map(|row| row.1);
+    let gguf = |name: &str| -> Option<String> {
+        if name == format!("{head}.weight") {
+            return (!tied).then(|| "output.weight".to_owned());
+        }
+        let name = name.strip_prefix(prefix)?;
+        let (stem, kind) = name.rsplit_once('.')?;
+        let Some(rest) = stem.strip_prefix("layers.") else { return Some(format!("{}.{kind}", find(stem)?)) };
+        let (layer, stem) = rest.split_once('.')?;
+        let layer: u32 = layer.parse().ok()?;
+        Some(format!("blk.{layer}.{}.{kind}", find(stem)?))
+    };
+    let mut left_out = Vec::new();
+    let mut named = Vec::new();
+    for info in dir.weights.tensors() {
+        match gguf(&info.name) {
+            Some(name) => named.push((name, info)),
+            None => left_out.push(info.name.as_str()),
+        }
+    }
+    if let Some(first) = left_out.first() {
+        notices.push(format!(
+            "left out {} tensors that are not the text model's ({}, ...)",
+            left_out.len(),
+            shown(first)
+        ));
+    }
+    named
 }
 
 fn is_other_sense(name: &str) -> bool {

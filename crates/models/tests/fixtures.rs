@@ -8,7 +8,7 @@ use models::{BuildOptions, Source, build};
 use testkit::{Bound, Fixture, Session, TEXT_FIXTURES, compare, convert};
 
 fn build_dir(dir: &HfDir) -> Arc<Graph> {
-    let model = build(Source::HuggingFace(dir), BuildOptions { taps: true }).unwrap();
+    let model = build(Source::HuggingFace(dir), BuildOptions { taps: true, ..BuildOptions::default() }).unwrap();
     assert_eq!(model.skipped, [""; 0], "a fixture has no tensor too many");
     model.graph
 }

@@ -8,6 +8,7 @@
 //!   and are never copied on the way from the file to the device.
 //! - [`AlignedBuf`] is owned, zeroed memory aligned for the widest vectors and for pages.
 //! - [`blocks`] decodes blocks to `f32`: plain and obvious, the oracle for every kernel.
+//! - [`encode`] packs `f32` into blocks, by search for the least error.
 //!
 //! ```
 //! use tensor::{Bytes, DType};
@@ -22,6 +23,7 @@ mod aligned;
 pub mod blocks;
 mod bytes;
 mod dtype;
+pub mod encode;
 
 pub use aligned::AlignedBuf;
 pub use bytes::{Bytes, MapError};

@@ -1,4 +1,4 @@
-//! GGUF v2 and v3, little endian, memory-mapped, in one file or split into parts.
+//! GGUF v2 and v3, little endian, memory-mapped, in one file or split into parts; and [`Head`], by which v3 is written.
 //!
 //! Source: ggml `docs/gguf.md`. Version 2 made lengths 64 bits wide and version 3 added big-endian files, so both
 //! versions are read alike and a big-endian file is refused. The layout:
@@ -16,6 +16,7 @@ mod metadata;
 mod parse;
 mod tensors;
 mod value;
+mod write;
 
 use std::path::{Path, PathBuf};
 
@@ -28,6 +29,7 @@ use cursor::Cursor;
 
 pub use metadata::Metadata;
 pub use value::{Array, PlainArray, StrArray, Value, ValueType};
+pub use write::{Head, TensorHead};
 
 const MAGIC: &[u8; 4] = b"GGUF";
 const EXTENSION: &str = ".gguf";

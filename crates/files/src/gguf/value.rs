@@ -209,6 +209,11 @@ impl PlainArray {
         PlainArray { ty, bytes }
     }
 
+    /// The elements as a file has them.
+    pub(super) fn raw(&self) -> &[u8] {
+        &self.bytes
+    }
+
     fn width(&self) -> usize {
         self.ty.bytes().unwrap_or(1)
     }
@@ -235,6 +240,11 @@ impl StrArray {
 
     pub(super) fn new(bytes: Bytes, ends: Vec<u32>) -> StrArray {
         StrArray { bytes, ends }
+    }
+
+    /// The strings as a file has them, each after its length.
+    pub(super) fn raw(&self) -> &[u8] {
+        &self.bytes
     }
 
     /// Number of strings.

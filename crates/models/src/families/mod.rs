@@ -26,6 +26,13 @@ pub(crate) struct Family {
     pub(crate) graph: fn(&mut Net<'_>) -> Result<ValueId, ModelError>,
 }
 
+impl Family {
+    /// What its GGUF files say; Mistral's say `llama`.
+    pub(crate) fn gguf_name(&self) -> &'static str {
+        self.gguf.first().copied().unwrap_or("llama")
+    }
+}
+
 const FAMILIES: &[Family] = &[
     Family { name: "llama", gguf: &["llama"], hf: &["llama"], config: llama::config, graph: llama::graph },
     Family { name: "mistral", gguf: &[], hf: &["mistral"], config: mistral::config, graph: mistral::graph },

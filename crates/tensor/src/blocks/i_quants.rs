@@ -160,7 +160,7 @@ pub(super) fn iq1_m(block: &[u8; 56], out: &mut [f32; 256]) {
 }
 
 /// The values that four bits of IQ4_NL and IQ4_XS stand for (ggml `kvalues_iq4nl`).
-const IQ4_VALUES: [f32; 16] =
+pub(crate) const IQ4_VALUES: [f32; 16] =
     [-127., -104., -83., -65., -49., -35., -22., -10., 1., 13., 25., 38., 53., 69., 89., 113.];
 
 /// Byte `i` holds element `i` in its low half and element `16 + i` in its high half.

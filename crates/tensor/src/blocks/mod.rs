@@ -23,6 +23,7 @@ mod quantize;
 mod synthetic;
 mod ternary;
 
+pub(crate) use i_quants::IQ4_VALUES;
 pub use quantize::quantize;
 pub use synthetic::random_blocks;
 

@@ -1,0 +1,184 @@
+//! Quantisers: what they promise of the error, and what they do with weights that are odd or broken.
+
+use tensor::{
+    DType,
+    blocks::{BlockError, dequantize, quantize},
+    encode::{TYPES, encode},
+};
+
+fn block_types() -> impl Iterator<Item = DType> {
+    TYPES.into_iter().filter(|dtype| dtype.is_block())
+}
+
+/// Normal numbers, near enough: twelve uniform ones added up (xorshift64).
+fn normal(seed: u64, len: usize) -> Vec<f32> {
+    let mut state = seed | 1;
+    let mut uniform = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 40) as f32 / (1 << 24) as f32
+    };
+    (0..len).map(|_| (0..12).map(|_| uniform()).sum::<f32>() - 6.0).collect()
+}
+
+fn pack(dtype: DType, values: &[f32], importance: Option<&[f32]>) -> Vec<f32> {
+    let mut packed = vec![0; dtype.row_bytes(values.len()).unwrap()];
+    encode(dtype, values, importance, &mut packed).unwrap();
+    let mut back = vec![f32::NAN; values.len()];
+    dequantize(dtype, &packed, &mut back).unwrap();
+    back
+}
+
+fn error(values: &[f32], back: &[f32]) -> f64 {
+    values.iter().zip(back).map(|(x, y)| f64::from(x - y).powi(2)).sum()
+}
+
+fn snr_db(values: &[f32], back: &[f32]) -> f64 {
+    let power: f64 = values.iter().map(|x| f64::from(*x).powi(2)).sum();
+    10.0 * (power / error(values, back)).log10()
+}
+
+/// What ggml's quantisers without an importance matrix leave of normal numbers, in dB, measured with
+/// `scripts/quantiser_versus.py`; ours leave less error at the same size.
+#[test]
+fn normal_weights_keep_more_than_ggml_leaves_them() {
+    let table = [
+        (DType::Q4_0, 21.29),
+        (DType::Q4_1, 22.13),
+        (DType::Q5_0, 27.38),
+        (DType::Q5_1, 28.43),
+        (DType::Q8_0, 45.40),
+        (DType::Q2_K, 10.55),
+        (DType::Q3_K, 16.42),
+        (DType::Q4_K, 22.92),
+        (DType::Q5_K, 28.83),
+        (DType::Q6_K, 35.00),
+        (DType::IQ4_NL, 22.36),
+        (DType::IQ4_XS, 22.29),
+        (DType::MXFP4, 18.86),
+    ];
+    assert_eq!(table.len(), block_types().count());
+    let values: Vec<f32> = normal(3, 256 * 512).iter().map(|x| x * 0.02).collect();
+    for (dtype, theirs) in table {
+        let ours = snr_db(&values, &pack(dtype, &values, None));
+        assert!(ours >= theirs, "{dtype}: {ours:.3} dB, ggml {theirs} dB");
+    }
+}
+
+#[test]
+fn a_search_leaves_no_more_than_the_plain_definition() {
+    for seed in 1..6 {
+        let values = normal(seed, 256 * 40);
+        for dtype in [DType::Q4_0, DType::Q4_1, DType::Q5_0, DType::Q5_1, DType::Q8_0] {
+            let mut packed = vec![0; dtype.row_bytes(values.len()).unwrap()];
+            quantize(dtype, &values, &mut packed).unwrap();
+            let mut plain = vec![0.0; values.len()];
+            dequantize(dtype, &packed, &mut plain).unwrap();
+            let searched = pack(dtype, &values, None);
+            assert!(error(&values, &searched) <= error(&values, &plain), "{dtype}");
+        }
+    }
+}
+
+/// The largest error of a block is bounded by its largest weight, whatever the block looks like.
+#[test]
+fn odd_blocks_stay_near() {
+    let ramp = |i: usize| i as f32 / 255.0;
+    let blocks: Vec<(&str, Vec<f32>)> = vec![
+        ("zeros", vec![0.0; 256]),
+        ("negative zeros", vec![-0.0; 256]),
+        ("one value", vec![0.7; 256]),
+        ("one negative value", vec![-0.7; 256]),
+        ("ramp", (0..256).map(ramp).collect()),
+        ("two values", (0..256).map(|i| if i % 2 == 0 { -1.0 } else { 1.0 }).collect()),
+        ("far from zero", (0..256).map(|i| 5.0 + ramp(i)).collect()),
+        ("an outlier", (0..256).map(|i| if i == 77 { 40.0 } else { ramp(i) }).collect()),
+        ("all but one zero", (0..256).map(|i| if i == 200 { -3.0 } else { 0.0 }).collect()),
+        ("halves apart", (0..256).map(|i| if i < 128 { 1e-3 } else { 10.0 }).collect()),
+        ("small", (0..256).map(|i| ramp(i) * 1e-2).collect()),
+        ("large", (0..256).map(|i| (ramp(i) - 0.5) * 1e4).collect()),
+    ];
+    // Share of the largest weight that an error may have: about a step of the type.
+    let step = |dtype: DType| match dtype {
+        DType::Q8_0 => 0.01,
+        DType::Q5_0 | DType::Q5_1 | DType::Q5_K | DType::Q6_K => 0.1,
+        DType::Q2_K => 0.6,
+        DType::Q3_K => 0.5,
+        _ => 0.25,
+    };
+    for (name, values) in &blocks {
+        let largest = values.iter().fold(0.0, |largest: f32, x| largest.max(x.abs()));
+        for dtype in block_types() {
+            let back = pack(dtype, values, None);
+            for (x, y) in values.iter().zip(&back) {
+                assert!((x - y).abs() <= step(dtype) * largest, "{dtype}, {name}: {x} became {y}");
+            }
+        }
+    }
+}
+
+#[test]
+fn weights_too_small_for_a_scale_become_zero() {
+    let values: Vec<f32> = (0..256).map(f32::from_bits).collect();
+    for dtype in block_types().filter(|dtype| *dtype != DType::MXFP4) {
+        assert!(pack(dtype, &values, None).iter().all(|y| *y == 0.0), "{dtype}");
+    }
+    assert!(pack(DType::MXFP4, &values, None).iter().all(|y| y.abs() < 1e-30));
+}
+
+#[test]
+fn broken_weights_are_named() {
+    for dtype in block_types() {
+        for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            let mut values = vec![1.0; 256 * 40];
+            values[256 * 30 + 5] = bad;
+            let got = encode(dtype, &values, None, &mut vec![0; dtype.row_bytes(values.len()).unwrap()]);
+            let first = 256 * 30;
+            assert_eq!(got, Err(BlockError::OutOfRange { dtype, first, last: first + dtype.block_len() - 1 }));
+        }
+        if dtype != DType::MXFP4 {
+            let mut values = vec![1.0; 256 * 40];
+            values[256 * 30 + 5] = f32::MAX;
+            let got = encode(dtype, &values, None, &mut vec![0; dtype.row_bytes(values.len()).unwrap()]);
+            let Err(BlockError::OutOfRange { first, last, .. }) = got else { panic!("{dtype}: {got:?}") };
+            assert!((first..=last).contains(&(256 * 30 + 5)), "{dtype}: {first} to {last}");
+        }
+    }
+}
+
+#[test]
+fn lengths_must_belong_together() {
+    for dtype in block_types() {
+        let (len, bytes) = (dtype.block_len(), dtype.block_bytes());
+        for (src, dst, importance) in [(len, bytes + 1, len), (len + 1, bytes, len + 1), (len, bytes, len - 1)] {
+            let got = encode(dtype, &vec![0.0; src], Some(&vec![1.0; importance]), &mut vec![0; dst]);
+            assert_eq!(got, Err(BlockError::Length { dtype, bytes: dst, elements: src }), "{dtype}");
+        }
+        assert_eq!(encode(dtype, &[], None, &mut []), Ok(()));
+    }
+}
+
+#[test]
+fn types_without_a_quantiser_are_refused() {
+    for dtype in DType::all().filter(|dtype| !TYPES.contains(dtype)) {
+        let got = encode(dtype, &vec![0.0; dtype.block_len()], None, &mut vec![0; dtype.block_bytes()]);
+        assert!(matches!(got, Err(BlockError::CannotQuantize(_) | BlockError::NotAWeight(_))), "{dtype}: {got:?}");
+    }
+}
+
+#[test]
+fn importance_moves_the_error_away_from_what_matters() {
+    let values = normal(9, 256 * 64);
+    // Every eighth column counts a hundred times as much.
+    let importance: Vec<f32> = (0..values.len()).map(|i| if i % 8 == 0 { 100.0 } else { 1.0 }).collect();
+    let weighted = |back: &[f32]| -> f64 {
+        let pairs = values.iter().zip(back).zip(&importance);
+        pairs.map(|((x, y), a)| f64::from(*a) * f64::from(x - y).powi(2)).sum()
+    };
+    // The scale of Q8_0 follows from the largest weight alone.
+    for dtype in block_types().filter(|dtype| *dtype != DType::Q8_0) {
+        let (with, without) = (pack(dtype, &values, Some(&importance)), pack(dtype, &values, None));
+        assert!(weighted(&with) < weighted(&without), "{dtype}");
+    }
+}
