@@ -87,6 +87,12 @@ pub enum DeviceError {
         /// Bytes asked for.
         bytes: u64,
     },
+    /// The device is gone: what it held, the cache too, is lost, and it has to be opened anew.
+    #[error("{device} was lost")]
+    Lost {
+        /// The device.
+        device: String,
+    },
     /// The device failed while it ran.
     #[error("{device} failed: {detail}")]
     Failed {

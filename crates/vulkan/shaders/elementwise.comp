@@ -22,29 +22,28 @@ layout(push_constant, std430) uniform Push {
 };
 
 void main() {
-    uint i = gl_GlobalInvocationID.x;
-    if (i >= count) {
-        return;
+    uint all = gl_NumWorkGroups.x * gl_WorkGroupSize.x;
+    for (uint i = gl_GlobalInvocationID.x; i < count; i += all) {
+        if (OP == SELECT) {
+            uint row = floatBitsToUint(b.at[i / width]);
+            result.at[i] = a.at[row * width + i % width];
+            continue;
+        }
+        float x = a.at[i];
+        float y;
+        if (OP == ADD) {
+            y = x + b.at[i];
+        } else if (OP == MUL) {
+            y = x * b.at[i];
+        } else if (OP == ACTIVATE) {
+            y = activate(KIND, x);
+        } else if (OP == SCALE) {
+            y = x * factor;
+        } else if (OP == SOFT_CAP) {
+            y = factor * tanh_of(x / factor);
+        } else {
+            y = activate(KIND, x) * b.at[i];
+        }
+        result.at[i] = y;
     }
-    if (OP == SELECT) {
-        uint row = floatBitsToUint(b.at[i / width]);
-        result.at[i] = a.at[row * width + i % width];
-        return;
-    }
-    float x = a.at[i];
-    float y;
-    if (OP == ADD) {
-        y = x + b.at[i];
-    } else if (OP == MUL) {
-        y = x * b.at[i];
-    } else if (OP == ACTIVATE) {
-        y = activate(KIND, x);
-    } else if (OP == SCALE) {
-        y = x * factor;
-    } else if (OP == SOFT_CAP) {
-        y = factor * tanh_of(x / factor);
-    } else {
-        y = activate(KIND, x) * b.at[i];
-    }
-    result.at[i] = y;
 }

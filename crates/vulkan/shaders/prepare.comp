@@ -36,6 +36,7 @@ layout(push_constant, std430) uniform Push {
     uint width;
     float eps1;
     float eps2;
+    uint rows;
 };
 
 float inverse_rms(float square, float eps) {
@@ -53,7 +54,10 @@ float added(uint at, uint i, float scale) {
 }
 
 void main() {
-    uint row = gl_WorkGroupID.x;
+    uint row = gl_WorkGroupID.y * gl_NumWorkGroups.x + gl_WorkGroupID.x;
+    if (row >= rows) {
+        return;
+    }
     uint base = row * width;
     float first = 0.0, second = 1.0;
     if (ADDEND == NORMED) {
