@@ -38,7 +38,11 @@ pub(crate) fn run() -> Result<Report, Error> {
             errors.push(format!("{COMPILED}/{} is missing: run '{COMMAND}'", spirv_name(name)));
         }
     }
-    Ok(Report { errors, warnings: Vec::new(), summary: format!("{} shaders, compiled from their sources", names.len()) })
+    Ok(Report {
+        errors,
+        warnings: Vec::new(),
+        summary: format!("{} shaders, compiled from their sources", names.len()),
+    })
 }
 
 /// Sources by file name.
@@ -147,7 +151,8 @@ mod tests {
         };
         let one = of(&[("a.comp", "x"), ("b.glsl", "y")]);
         assert_eq!(one.len(), 64);
-        for other in [&[("a.comp", "x")][..], &[("a.comp", "xy"), ("b.glsl", "")], &[("a.glsl", "x"), ("b.glsl", "y")]] {
+        for other in [&[("a.comp", "x")][..], &[("a.comp", "xy"), ("b.glsl", "")], &[("a.glsl", "x"), ("b.glsl", "y")]]
+        {
             assert_ne!(one, of(other));
         }
     }

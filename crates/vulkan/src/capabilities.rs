@@ -155,11 +155,10 @@ impl Capabilities {
         // 32 where it can be had: registers go further, and matrix units of RDNA3 want it.
         let range = (subgroups.min_subgroup_size, subgroups.max_subgroup_size);
         let size = 32.clamp(range.0, range.1);
-        let matrix = has(khr::cooperative_matrix::NAME) && v12.shader_float16 == vk::TRUE
-            && v12.vulkan_memory_model == vk::TRUE;
-        let driver_text = |text: Result<&std::ffi::CStr, _>| {
-            text.map(|text| text.to_string_lossy().into_owned()).unwrap_or_default()
-        };
+        let matrix =
+            has(khr::cooperative_matrix::NAME) && v12.shader_float16 == vk::TRUE && v12.vulkan_memory_model == vk::TRUE;
+        let driver_text =
+            |text: Result<&std::ffi::CStr, _>| text.map(|text| text.to_string_lossy().into_owned()).unwrap_or_default();
         let version = plain.api_version;
         Ok(Capabilities {
             driver: format!(
@@ -172,7 +171,8 @@ impl Capabilities {
             subgroup: size,
             subgroup_range: range,
             // A processor has no such instruction reported, but the path is tested there.
-            integer_dot: kind == Kind::Software || dots.integer_dot_product4x8_bit_packed_signed_accelerated == vk::TRUE,
+            integer_dot: kind == Kind::Software
+                || dots.integer_dot_product4x8_bit_packed_signed_accelerated == vk::TRUE,
             cooperative_matrix: if matrix { matrix_shape(entry, instance, physical) } else { None },
             unified: kind != Kind::Discrete && has_unified_memory(instance, physical),
             memory_budget: has(ash::ext::memory_budget::NAME),
@@ -232,5 +232,8 @@ fn has_unified_memory(instance: &ash::Instance, physical: vk::PhysicalDevice) ->
     let heaps = memory.memory_heaps_as_slice().iter().enumerate();
     let local = heaps.filter(|(_, heap)| heap.flags.contains(vk::MemoryHeapFlags::DEVICE_LOCAL));
     let Some((largest, _)) = local.max_by_key(|(_, heap)| heap.size) else { return false };
-    memory.memory_types_as_slice().iter().any(|kind| kind.heap_index as usize == largest && kind.property_flags.contains(both))
+    memory
+        .memory_types_as_slice()
+        .iter()
+        .any(|kind| kind.heap_index as usize == largest && kind.property_flags.contains(both))
 }

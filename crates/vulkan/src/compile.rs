@@ -11,7 +11,8 @@ use crate::{
     inbox::{InboxLayout, TileList},
     kernels::{self, elementwise},
     list::{
-        self, Addresses, AfterAt, AttentionAt, HeadPartAt, HeadsAt, LinearAt, Matrix, NormAt, Operation, ProductAt, RopeAt,
+        self, Addresses, AfterAt, AttentionAt, HeadPartAt, HeadsAt, LinearAt, Matrix, NormAt, Operation, ProductAt,
+        RopeAt,
     },
     memory::{Buffer, Place, Slabs, Want, rounded},
     pack::{Format, Layout},

@@ -16,8 +16,12 @@ use crate::{
     pipeline::{Pipeline, PipelineKey},
 };
 
-/// How long a submit may take before the device counts as lost. Submits are cut well below it.
-const TIMEOUT_NS: u64 = 60_000_000_000;
+/// How long a submit may take before the device counts as lost. Submits are cut well below it, but a processor that
+/// plays a device compiles kernels while it runs them.
+const TIMEOUT: Duration = Duration::from_secs(300);
+
+/// How long a sleep lasts at most: lavapipe (Mesa 22.3) was seen to miss a wake-up where two threads wait.
+const SLEEP_NS: u64 = 5_000_000;
 
 /// How long a wait polls before it sleeps: a token of a small model is ready within this.
 const POLL: Duration = Duration::from_micros(2000);
@@ -60,8 +64,7 @@ impl Context {
             vk::SemaphoreTypeCreateInfo::default().semaphore_type(vk::SemaphoreType::TIMELINE).initial_value(0);
         let info = vk::SemaphoreCreateInfo::default().push_next(&mut kind);
         // SAFETY: timeline semaphores are enabled.
-        let timeline =
-            unsafe { device.create_semaphore(&info, None) }.map_err(VulkanError::of("vkCreateSemaphore"))?;
+        let timeline = unsafe { device.create_semaphore(&info, None) }.map_err(VulkanError::of("vkCreateSemaphore"))?;
         let cache_path = cache.map(|folder| folder.join(format!("{}.pipelines", capabilities.cache_id)));
         let cache = crate::pipeline::open_cache(&device, cache_path.as_deref())?;
         Ok(Context {
@@ -92,8 +95,7 @@ impl Context {
                 .semaphore(self.timeline)
                 .value(number)
                 .stage_mask(vk::PipelineStageFlags2::ALL_COMMANDS)];
-            let submit =
-                vk::SubmitInfo2::default().command_buffer_infos(&commands).signal_semaphore_infos(&signals);
+            let submit = vk::SubmitInfo2::default().command_buffer_infos(&commands).signal_semaphore_infos(&signals);
             // SAFETY: the queue is locked, and the buffers are recorded and not pending: programs wait for each step.
             unsafe { self.device.queue_submit2(queue.raw, &[submit], vk::Fence::null()) }
                 .map_err(VulkanError::of("vkQueueSubmit2"))?;
@@ -102,28 +104,32 @@ impl Context {
         Ok(queue.submitted)
     }
 
-    /// Waits for a submit.
+    /// Waits for a submit: polls first, then sleeps.
     pub(crate) fn wait(&self, number: u64) -> Result<(), VulkanError> {
         let begin = Instant::now();
-        while begin.elapsed() < POLL {
+        let (semaphores, values) = ([self.timeline], [number]);
+        let info = vk::SemaphoreWaitInfo::default().semaphores(&semaphores).values(&values);
+        loop {
             // SAFETY: the semaphore belongs to the device.
             let reached = unsafe { self.device.get_semaphore_counter_value(self.timeline) }
                 .map_err(VulkanError::of("vkGetSemaphoreCounterValue"))?;
             if reached >= number {
                 return Ok(());
             }
-            std::hint::spin_loop();
-        }
-        let (semaphores, values) = ([self.timeline], [number]);
-        let info = vk::SemaphoreWaitInfo::default().semaphores(&semaphores).values(&values);
-        // SAFETY: as above.
-        match unsafe { self.device.wait_semaphores(&info, TIMEOUT_NS) } {
-            Ok(()) => Ok(()),
-            // A device that does not answer is as good as lost.
-            Err(vk::Result::TIMEOUT) => {
-                Err(VulkanError::Call { call: "vkWaitSemaphores", result: vk::Result::ERROR_DEVICE_LOST })
+            let waited = begin.elapsed();
+            if waited > TIMEOUT {
+                // A device that does not answer is as good as lost.
+                return Err(VulkanError::Call { call: "vkWaitSemaphores", result: vk::Result::ERROR_DEVICE_LOST });
             }
-            Err(result) => Err(VulkanError::Call { call: "vkWaitSemaphores", result }),
+            if waited < POLL {
+                std::hint::spin_loop();
+                continue;
+            }
+            // SAFETY: as above.
+            match unsafe { self.device.wait_semaphores(&info, SLEEP_NS) } {
+                Ok(()) | Err(vk::Result::TIMEOUT) => {}
+                Err(result) => return Err(VulkanError::Call { call: "vkWaitSemaphores", result }),
+            }
         }
     }
 
@@ -145,14 +151,13 @@ impl Context {
             .command_pool(pool)
             .level(vk::CommandBufferLevel::PRIMARY)
             .command_buffer_count(1);
-        let usage = if once { vk::CommandBufferUsageFlags::ONE_TIME_SUBMIT } else { vk::CommandBufferUsageFlags::empty() };
+        let usage =
+            if once { vk::CommandBufferUsageFlags::ONE_TIME_SUBMIT } else { vk::CommandBufferUsageFlags::empty() };
         let begin = vk::CommandBufferBeginInfo::default().flags(usage);
         // SAFETY: the pool is the caller's alone, and the buffer fresh.
         unsafe {
-            let buffer = self
-                .device
-                .allocate_command_buffers(&info)
-                .map_err(VulkanError::of("vkAllocateCommandBuffers"))?[0];
+            let buffer =
+                self.device.allocate_command_buffers(&info).map_err(VulkanError::of("vkAllocateCommandBuffers"))?[0];
             self.device.begin_command_buffer(buffer, &begin).map_err(VulkanError::of("vkBeginCommandBuffer"))?;
             commands(buffer);
             self.device.end_command_buffer(buffer).map_err(VulkanError::of("vkEndCommandBuffer"))?;
@@ -207,8 +212,7 @@ fn device(
     queue_family: u32,
 ) -> Result<ash::Device, VulkanError> {
     let priorities = [1.0];
-    let queues =
-        [vk::DeviceQueueCreateInfo::default().queue_family_index(queue_family).queue_priorities(&priorities)];
+    let queues = [vk::DeviceQueueCreateInfo::default().queue_family_index(queue_family).queue_priorities(&priorities)];
     let matrix = capabilities.cooperative_matrix.is_some();
     let mut extensions = Vec::new();
     if capabilities.memory_budget {

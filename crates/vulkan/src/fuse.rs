@@ -238,16 +238,17 @@ impl Fuser<'_> {
                 let activated = self.out(at);
                 let is_gated = (a, b) == (activated, up.out) || (a, b) == (up.out, activated);
                 let nodes = at..at + 2;
-                let hidden = [gate.out, up.out, activated].into_iter().all(|value| self.is_inside(value, nodes.clone()));
+                let hidden =
+                    [gate.out, up.out, activated].into_iter().all(|value| self.is_inside(value, nodes.clone()));
                 if is_gated && hidden {
                     return (After::Gated { kind, activated, out: self.out(at + 1) }, at + 2);
                 }
             }
-            ([one], Some(&Op::Add { a, b }), _) if (a == one.out) != (b == one.out) => {
-                if self.is_inside(one.out, at..at + 1) {
-                    let residual = if a == one.out { b } else { a };
-                    return (After::Residual { residual, out: self.out(at) }, at + 1);
-                }
+            ([one], Some(&Op::Add { a, b }), _)
+                if (a == one.out) != (b == one.out) && self.is_inside(one.out, at..at + 1) =>
+            {
+                let residual = if a == one.out { b } else { a };
+                return (After::Residual { residual, out: self.out(at) }, at + 1);
             }
             _ => {}
         }
@@ -363,7 +364,8 @@ impl Fuser<'_> {
         let head_dim = head_dim?;
         for (part, _) in &found {
             let fits = |norm: Norm| self.graph.weight(norm.weight).cols == head_dim;
-            if part.norm.is_some_and(|norm| !fits(norm)) || !self.graph.value(part.source).width.is_multiple_of(head_dim)
+            if part.norm.is_some_and(|norm| !fits(norm))
+                || !self.graph.value(part.source).width.is_multiple_of(head_dim)
             {
                 return None;
             }

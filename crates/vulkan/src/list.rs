@@ -112,11 +112,26 @@ pub(crate) enum Operation {
     Heads(HeadsAt),
     Attention(AttentionAt),
     /// A norm over runs of `group` elements.
-    Norm { x: Matrix, norm: NormAt, group: u32, out: Matrix },
+    Norm {
+        x: Matrix,
+        norm: NormAt,
+        group: u32,
+        out: Matrix,
+    },
     /// By element: the operation's and the activation's number, and a factor.
-    Element { op: u32, kind: u32, factor: f32, a: Matrix, b: Option<Matrix>, out: Matrix },
+    Element {
+        op: u32,
+        kind: u32,
+        factor: f32,
+        a: Matrix,
+        b: Option<Matrix>,
+        out: Matrix,
+    },
     /// The wanted rows.
-    Select { x: Matrix, out: Matrix },
+    Select {
+        x: Matrix,
+        out: Matrix,
+    },
 }
 
 /// The size of a step, as far as dispatches depend on it.
@@ -562,9 +577,9 @@ impl Lister<'_> {
         let tiles = self.bucket.tiles[at.list];
         let columns = at.kv_heads * group.div_ceil(tile_heads);
         // Keys that a tile may see, in chunks.
-        let seen = at.window.map_or(self.bucket.longest, |window| {
-            self.bucket.longest.min(window.saturating_add(TILE_QUERIES))
-        });
+        let seen = at
+            .window
+            .map_or(self.bucket.longest, |window| self.bucket.longest.min(window.saturating_add(TILE_QUERIES)));
         let chunks = seen.div_ceil(ATTENTION_WIDTH);
         let splits = (full(self.capabilities) / (tiles * columns).max(1)).clamp(1, chunks.max(1));
         let push = kernels::Attention {

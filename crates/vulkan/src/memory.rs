@@ -112,11 +112,7 @@ impl Drop for Buffer {
 }
 
 /// The first type of memory that has what is wanted, and its properties.
-fn memory_type(
-    context: &Context,
-    allowed: u32,
-    want: Want,
-) -> Result<(u32, vk::MemoryPropertyFlags), VulkanError> {
+fn memory_type(context: &Context, allowed: u32, want: Want) -> Result<(u32, vk::MemoryPropertyFlags), VulkanError> {
     use vk::MemoryPropertyFlags as Flags;
     let host = Flags::HOST_VISIBLE | Flags::HOST_COHERENT;
     let choices = match want {
@@ -129,9 +125,8 @@ fn memory_type(
     let memory = unsafe { context.instance.raw.get_physical_device_memory_properties(context.physical) };
     for wanted in choices {
         let types = memory.memory_types_as_slice().iter().enumerate();
-        let mut fits = types.filter(|(index, kind)| {
-            allowed & (1 << index) != 0 && kind.property_flags.contains(wanted)
-        });
+        let mut fits =
+            types.filter(|(index, kind)| allowed & (1 << index) != 0 && kind.property_flags.contains(wanted));
         if let Some((index, kind)) = fits.next() {
             return Ok((index as u32, kind.property_flags));
         }

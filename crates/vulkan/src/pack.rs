@@ -165,9 +165,10 @@ impl Layout {
         let [q, h, s, d] = regions;
         let mut values = vec![0.0; if self.format.is_float() { weight.cols } else { 0 }];
         for (i, row) in rows.enumerate() {
-            let mut part = [&mut *q, &mut *h, &mut *s, &mut *d].into_iter().zip(self.row_bytes).map(|(region, bytes)| {
-                &mut region[i * bytes..(i + 1) * bytes]
-            });
+            let mut part = [&mut *q, &mut *h, &mut *s, &mut *d]
+                .into_iter()
+                .zip(self.row_bytes)
+                .map(|(region, bytes)| &mut region[i * bytes..(i + 1) * bytes]);
             let mut next = || part.next().expect("there are four regions");
             let (q, h, s, d) = (next(), next(), next(), next());
             if self.format.is_float() {

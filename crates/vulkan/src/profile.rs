@@ -56,10 +56,8 @@ impl Profile {
     /// What was added since the last call, the longest first.
     pub(crate) fn drain(&self) -> Vec<KernelTime> {
         let kernels = std::mem::take(&mut *self.kernels.lock().unwrap_or_else(PoisonError::into_inner));
-        let mut list: Vec<KernelTime> = kernels
-            .into_iter()
-            .map(|(kernel, (runs, total_ns))| KernelTime { kernel, runs, total_ns })
-            .collect();
+        let mut list: Vec<KernelTime> =
+            kernels.into_iter().map(|(kernel, (runs, total_ns))| KernelTime { kernel, runs, total_ns }).collect();
         list.sort_by(|a, b| b.total_ns.total_cmp(&a.total_ns));
         list
     }

@@ -182,7 +182,8 @@ impl Recording<'_> {
     /// The buffer that holds an address, and the place in it.
     fn buffer_of(&self, address: u64) -> (vk::Buffer, u64) {
         let buffers = self.owned.memory.buffers.iter().chain(&self.owned.mirror).chain([&self.owned.inbox]);
-        let holds = |buffer: &&crate::memory::Buffer| (buffer.address..buffer.address + buffer.bytes).contains(&address);
+        let holds =
+            |buffer: &&crate::memory::Buffer| (buffer.address..buffer.address + buffer.bytes).contains(&address);
         let buffer = buffers.into_iter().find(holds).expect("values lie in the memory of the program");
         (buffer.raw, address - buffer.address)
     }
@@ -271,11 +272,11 @@ mod tests {
         let mut hazards = Hazards::default();
         for (reads, writes, waits) in [
             (vec![0..4], vec![4..8], false),
-            (vec![0..4], vec![8..12], false), // reads what is only read
+            (vec![0..4], vec![8..12], false),  // reads what is only read
             (vec![6..10], vec![12..16], true), // reads what was written
             (vec![0..4], vec![16..20], false), // the barrier has settled the writes before it
-            (vec![], vec![0..2], true),       // writes what is read
-            (vec![], vec![1..2], true),       // writes what was written
+            (vec![], vec![0..2], true),        // writes what is read
+            (vec![], vec![1..2], true),        // writes what was written
             (vec![2..3], vec![3..4], false),
         ] {
             assert_eq!(hazards.meets(&dispatch(&reads, &writes, 0)), waits, "{reads:?} {writes:?}");
