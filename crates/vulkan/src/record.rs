@@ -267,6 +267,7 @@ mod tests {
         dispatch
     }
 
+    #[allow(clippy::single_range_in_vec_init, reason = "lists of ranges, some of one")]
     #[test]
     fn barriers_stand_where_ranges_overlap() {
         let mut hazards = Hazards::default();
