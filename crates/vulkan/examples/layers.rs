@@ -28,17 +28,7 @@ struct Shape {
     vocab: usize,
 }
 
-const SHAPES: [Shape; 3] = [
-    Shape {
-        name: "1b",
-        hidden: 1152,
-        heads: 4,
-        kv_heads: 1,
-        head_dim: 256,
-        feed_forward: 6912,
-        layers: 26,
-        vocab: 262_144,
-    },
+const SHAPES: [Shape; 2] = [
     Shape {
         name: "4b",
         hidden: 2560,
@@ -156,7 +146,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let layers = flag("--layers", true).map(|text| text.parse::<usize>()).transpose()?;
     let device = flag("--device", true).map(|text| text.parse::<usize>()).transpose()?;
     let (name, dtype) = (words.first().ok_or("a shape is missing")?, words.get(1).ok_or("a type is missing")?);
-    let shape = SHAPES.iter().find(|shape| shape.name == name).ok_or("unknown shape: 1b, 4b, 27b")?;
+    let shape = SHAPES.iter().find(|shape| shape.name == name).ok_or("unknown shape: 4b, 27b")?;
     let dtype = DType::all().find(|own| own.name().eq_ignore_ascii_case(dtype)).ok_or("unknown type")?;
     let layers = layers.unwrap_or(shape.layers);
 

@@ -19,8 +19,8 @@ layout(constant_id = 3) const uint TILE_HEADS = 1;
 layout(constant_id = 4) const uint GROUP = 1;
 layout(constant_id = 5) const bool HALVES = true;
 layout(constant_id = 6) const bool CAPPED = false;
-// Whether tiles hold more than one token.
-layout(constant_id = 7) const bool MANY_TOKENS = false;
+// Loads of keys or values before the first is used.
+layout(constant_id = 7) const uint AHEAD = 1;
 // Whether the keys of a tile are divided among workgroups: then sums go to `partial`.
 layout(constant_id = 8) const bool SPLIT = false;
 
@@ -104,18 +104,22 @@ void main() {
         if (seen) {
             uint block = tables.at[tile.w + token / BLOCK_TOKENS];
             uint base = ((block * kv_heads + kv_head) * BLOCK_TOKENS + token % BLOCK_TOKENS) * (HEAD_DIM / 8);
-            for (uint d = 0; d < HEAD_DIM / 8; ++d) {
-                vec4 low, high;
-                if (HALVES) {
-                    uvec4 k = keys.at[base + d];
-                    low = vec4(unpackHalf2x16(k.x), unpackHalf2x16(k.y));
-                    high = vec4(unpackHalf2x16(k.z), unpackHalf2x16(k.w));
-                } else {
-                    low = uintBitsToFloat(keys.at[2 * (base + d)]);
-                    high = uintBitsToFloat(keys.at[2 * (base + d) + 1]);
+            for (uint d = 0; d < HEAD_DIM / 8; d += AHEAD) {
+                uvec4 k[AHEAD], rest[AHEAD];
+                [[unroll]] for (uint u = 0; u < AHEAD; ++u) {
+                    uint at = base + min(d + u, HEAD_DIM / 8 - 1);
+                    k[u] = HALVES ? keys.at[at] : keys.at[2 * at];
+                    rest[u] = HALVES ? uvec4(0) : keys.at[2 * at + 1];
                 }
-                [[unroll]] for (uint i = 0; i < QUERIES; ++i) {
-                    score[i] += dot_key(i, low, high, d);
+                [[unroll]] for (uint u = 0; u < AHEAD; ++u) {
+                    if (d + u < HEAD_DIM / 8) {
+                        vec4 low = HALVES ? vec4(unpackHalf2x16(k[u].x), unpackHalf2x16(k[u].y)) : uintBitsToFloat(k[u]);
+                        vec4 high = HALVES ? vec4(unpackHalf2x16(k[u].z), unpackHalf2x16(k[u].w))
+                                           : uintBitsToFloat(rest[u]);
+                        [[unroll]] for (uint i = 0; i < QUERIES; ++i) {
+                            score[i] += dot_key(i, low, high, d + u);
+                        }
+                    }
                 }
             }
         }
@@ -149,25 +153,30 @@ void main() {
         barrier();
         uint from = max(chunk * WIDTH, first) - chunk * WIDTH;
         uint to = min(chunk * WIDTH + WIDTH - 1, last) - chunk * WIDTH;
-        if (group < GROUPS && pair < WIDTH) {
-            uint step = GROUPS;
-            for (uint t = from + group; t <= to; t += step) {
-                uint at = chunk * WIDTH + t;
-                uint block = tables.at[tile.w + at / BLOCK_TOKENS];
-                uint base = ((block * kv_heads + kv_head) * BLOCK_TOKENS + at % BLOCK_TOKENS) * HEAD_DIM;
-                vec2 v[PAIRS_EACH];
-                [[unroll]] for (uint p = 0; p < PAIRS_EACH; ++p) {
-                    uint i = min(pair + p * WIDTH, PAIRS - 1);
-                    v[p] = HALVES ? unpackHalf2x16(values.at[base / 2 + i])
-                                  : uintBitsToFloat(uvec2(values.at[base + 2 * i], values.at[base + 2 * i + 1]));
-                }
-                [[unroll]] for (uint i = 0; i < QUERIES; ++i) {
-                    float w = weight[i * WIDTH + t];
-                    sum[i] += w;
+        if (group < GROUPS) {
+            for (uint t = from + group; t <= to; t += AHEAD * GROUPS) {
+                vec2 v[AHEAD * PAIRS_EACH];
+                [[unroll]] for (uint u = 0; u < AHEAD; ++u) {
+                    uint at = chunk * WIDTH + min(t + u * GROUPS, to);
+                    uint block = tables.at[tile.w + at / BLOCK_TOKENS];
+                    uint base = ((block * kv_heads + kv_head) * BLOCK_TOKENS + at % BLOCK_TOKENS) * HEAD_DIM;
                     [[unroll]] for (uint p = 0; p < PAIRS_EACH; ++p) {
-                        // A key that this query does not see is left out, for it may hold what is not finite.
-                        vec2 product = w * v[p];
-                        acc[i * PAIRS_EACH + p] += MANY_TOKENS && w == 0.0 ? vec2(0.0) : product;
+                        uint i = min(pair + p * WIDTH, PAIRS - 1);
+                        v[u * PAIRS_EACH + p] = HALVES
+                            ? unpackHalf2x16(values.at[base / 2 + i])
+                            : uintBitsToFloat(uvec2(values.at[base + 2 * i], values.at[base + 2 * i + 1]));
+                    }
+                }
+                [[unroll]] for (uint u = 0; u < AHEAD; ++u) {
+                    bool there = t + u * GROUPS <= to;
+                    [[unroll]] for (uint i = 0; i < QUERIES; ++i) {
+                        float w = there ? weight[i * WIDTH + min(t + u * GROUPS, to)] : 0.0;
+                        sum[i] += w;
+                        [[unroll]] for (uint p = 0; p < PAIRS_EACH; ++p) {
+                            // A key that this query does not see is left out, for it may hold what is not finite.
+                            vec2 product = w * v[u * PAIRS_EACH + p];
+                            acc[i * PAIRS_EACH + p] += w == 0.0 ? vec2(0.0) : product;
+                        }
                     }
                 }
             }

@@ -19,6 +19,8 @@ layout(constant_id = 7) const uint COLUMNS = 1;
 layout(constant_id = 8) const bool INTEGER = false;
 // The columns are no multiple of 32: the last block reads beyond them.
 layout(constant_id = 9) const bool RAGGED = false;
+// Blocks of a row an invocation loads before it uses the first, so that memory has enough to do.
+layout(constant_id = 10) const uint AHEAD = 1;
 
 const uint WEIGHTS = EPILOGUE == GATED ? 2 : 1;
 
@@ -75,6 +77,16 @@ void add_block(uint base, uint blocks, ReadU w, Regions at, uint row, uint b) {
     }
 }
 
+void add_rows(uint blocks, uint part, Regions at, uint first, uint total, uint b) {
+    [[unroll]] for (uint r = 0; r < ROWS; ++r) {
+        uint row = min(first + r, total - 1);
+        add_block(r * COLUMNS, blocks, weight[part], at, row, b);
+        if (EPILOGUE == GATED) {
+            add_block((ROWS + r) * COLUMNS, blocks, weight[1], at, row, b);
+        }
+    }
+}
+
 void main() {
     fill_codebook();
     uint group = gl_WorkGroupID.x * gl_NumSubgroups + gl_SubgroupID;
@@ -97,14 +109,14 @@ void main() {
     [[unroll]] for (uint i = 0; i < WEIGHTS * ROWS * COLUMNS; ++i) {
         sums[i] = 0.0;
     }
-    for (uint b = gl_SubgroupInvocationID; b < blocks; b += gl_SubgroupSize) {
-        [[unroll]] for (uint r = 0; r < ROWS; ++r) {
-            uint row = min(first + r, total - 1);
-            add_block(r * COLUMNS, blocks, weight[part], at, row, b);
-            if (EPILOGUE == GATED) {
-                add_block((ROWS + r) * COLUMNS, blocks, weight[1], at, row, b);
-            }
+    uint b = gl_SubgroupInvocationID;
+    for (; b + (AHEAD - 1) * gl_SubgroupSize < blocks; b += AHEAD * gl_SubgroupSize) {
+        [[unroll]] for (uint u = 0; u < AHEAD; ++u) {
+            add_rows(blocks, part, at, first, total, b + u * gl_SubgroupSize);
         }
+    }
+    for (; b < blocks; b += gl_SubgroupSize) {
+        add_rows(blocks, part, at, first, total, b);
     }
     [[unroll]] for (uint r = 0; r < ROWS; ++r) {
         [[unroll]] for (uint c = 0; c < COLUMNS; ++c) {

@@ -141,8 +141,12 @@ impl Capabilities {
         if let Some((_, feature)) = needed.into_iter().find(|(there, _)| *there == vk::FALSE) {
             return Err(lacks(feature));
         }
-        if !subgroup.supported_operations.contains(vk::SubgroupFeatureFlags::ARITHMETIC) {
-            return Err(lacks("sums over a subgroup"));
+        let operations = vk::SubgroupFeatureFlags::ARITHMETIC | vk::SubgroupFeatureFlags::SHUFFLE;
+        if !subgroup.supported_operations.contains(operations) {
+            return Err(lacks("sums and exchange within a subgroup"));
+        }
+        if subgroups.max_subgroup_size < 8 {
+            return Err(lacks("subgroups of 8 or more"));
         }
         let extensions = extensions(instance, physical)?;
         let has = |name: &std::ffi::CStr| extensions.iter().any(|known| known.as_c_str() == name);

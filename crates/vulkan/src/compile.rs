@@ -234,6 +234,13 @@ impl<'a, 'b> Compiler<'a, 'b> {
             });
         }
         let (quants, scales, partial) = (slabs.take(quants)?, slabs.take(scales)?, slabs.take(partial)?);
+        // What nobody has written yet reads as zeros, the same in every run.
+        context.run_once(|commands| {
+            for slab in &slabs.buffers {
+                // SAFETY: the buffer is being recorded, and the range is the whole slab.
+                unsafe { context.device.cmd_fill_buffer(commands, slab.raw, 0, ash::vk::WHOLE_SIZE, 0) };
+            }
+        })?;
 
         let mut lists: Vec<TileList> = Vec::new();
         let mut host_values: Vec<ValueId> = Vec::new();

@@ -341,12 +341,15 @@ impl Lister<'_> {
             eps2: product.norm.map_or(0.0, |norm| norm.eps),
             rows: count,
         };
+        let (invocations, each) = row_width(width, self.capabilities);
         let constants = vec![
-            (0, row_width(width, self.capabilities)),
+            (0, invocations),
             (1, addend),
             (2, bits(product.sum.is_some())),
             (3, bits(product.norm.is_some())),
             (4, write),
+            (5, each),
+            (6, bits(!width.is_multiple_of(4))),
         ];
         let mut dispatch = Dispatch::new(Shader::Prepare, constants, &push, rows_of_groups(count));
         if write & form::BYTES != 0 {
@@ -444,10 +447,10 @@ impl Lister<'_> {
         match method {
             Method::Gemv { integer } => {
                 let columns = [1, 2, 3, 4, 6, 8, 12, 16].into_iter().find(|n| *n >= push.count).unwrap_or(GEMV_ROWS);
-                let rows = if gated || columns > 4 { 2 } else { 4 };
+                let (rows, ahead) = self.gemv_rows(push, parts, gated, columns);
                 let invocations = 4 * self.capabilities.subgroup;
                 let groups = if gated { push.rows[0].div_ceil(rows) } else { tiles(rows) };
-                constants.extend([(1, invocations), (6, rows), (7, columns), (8, bits(integer)), (9, ragged)]);
+                constants.extend([(1, invocations), (6, rows), (7, columns), (8, bits(integer)), (9, ragged), (10, ahead)]);
                 Dispatch::new(Shader::Gemv, constants, push, [groups.div_ceil(4), 1, 1])
             }
             Method::Gemm => {
@@ -476,6 +479,21 @@ impl Lister<'_> {
         }
     }
 
+    /// Rows of the weight a subgroup takes, and how many blocks it loads ahead: rows share the activations that are
+    /// loaded, but there have to be subgroups enough to keep memory busy.
+    fn gemv_rows(&self, push: &kernels::Product, parts: usize, gated: bool, columns: u32) -> (u32, u32) {
+        let total = if gated { push.rows[0] } else { push.rows[..parts].iter().sum() };
+        let wanted = match self.capabilities.kind {
+            Kind::Discrete | Kind::Virtual => 4096,
+            Kind::Integrated => 512,
+            Kind::Software => 8,
+        };
+        let most = if gated || columns > 4 { 2 } else { 4 };
+        let rows = [4, 2, 1].into_iter().find(|rows| *rows <= most && total / rows >= wanted).unwrap_or(1);
+        let ahead = if columns > 2 { 1 } else { most / rows };
+        (rows, ahead)
+    }
+
     fn norm(&mut self, x: &Matrix, norm: NormAt, group: u32, out: &Matrix) {
         let rows = self.count(x.rows) * (x.width / group);
         let push = kernels::Prepare {
@@ -487,7 +505,10 @@ impl Lister<'_> {
             rows,
             ..Default::default()
         };
-        let constants = vec![(0, row_width(group, self.capabilities)), (1, 0), (2, 0), (3, 1), (4, form::FLOATS)];
+        let (invocations, each) = row_width(group, self.capabilities);
+        let ragged = bits(!group.is_multiple_of(4));
+        let constants =
+            vec![(0, invocations), (1, 0), (2, 0), (3, 1), (4, form::FLOATS), (5, each), (6, ragged)];
         let mut dispatch = Dispatch::new(Shader::Prepare, constants, &push, rows_of_groups(rows));
         dispatch.label = format!("norm {group}");
         self.push(dispatch, &[x], &[out]);
@@ -605,7 +626,8 @@ impl Lister<'_> {
             (4, group),
             (5, bits(at.halves)),
             (6, bits(at.softcap.is_some())),
-            (7, bits(many)),
+            // A processor hides no latency, and takes long to compile what is unrolled.
+            (7, if self.capabilities.kind == Kind::Software { 1 } else { 8 }),
             (8, bits(splits > 1)),
         ];
         let mut dispatch = Dispatch::new(Shader::Attention, constants, &push, [tiles, columns, splits]);
@@ -633,10 +655,11 @@ pub(crate) fn partial_bytes(capabilities: &Capabilities, head_dim: usize) -> u64
     u64::from(full(capabilities)) * u64::from(TILE_QUERIES) * (head_dim as u64 + 2) * 4
 }
 
-/// Invocations for a row of `width` elements.
-fn row_width(width: u32, capabilities: &Capabilities) -> u32 {
-    let subgroup = capabilities.subgroup;
-    (width / 8).next_power_of_two().clamp(32, 512).next_multiple_of(subgroup)
+/// Invocations for a row of `width` elements, and how many words of four elements each holds.
+fn row_width(width: u32, capabilities: &Capabilities) -> (u32, u32) {
+    let words = width.div_ceil(4);
+    let invocations = words.next_power_of_two().clamp(32, 512).next_multiple_of(capabilities.subgroup);
+    (invocations, words.div_ceil(invocations))
 }
 
 /// Workgroups for as many rows, in two dimensions, since one may be limited to 65,535.
