@@ -29,6 +29,15 @@ pub(crate) enum Error {
         /// What the system said.
         source: std::io::Error,
     },
+    /// A file that cannot be written.
+    #[cfg(feature = "glslang")]
+    #[error("{}: {source}", .path.display())]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
     /// Output of `cargo metadata` that is no JSON.
     #[error("cargo metadata: {0}")]
     Json(#[from] serde_json::Error),

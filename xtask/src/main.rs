@@ -16,6 +16,7 @@ mod error;
 mod layers;
 mod licenses;
 mod repository;
+mod shaders;
 mod spdx;
 mod workspace;
 
@@ -53,11 +54,14 @@ const CHORES: &[Chore] = &[
         about: "licences of all dependencies are among those of deny.toml; Cargo.lock is current",
         run: licenses::run,
     },
+    Chore { name: "shaders", about: "the compiled shaders are those of the sources", run: shaders::run },
+    #[cfg(feature = "glslang")]
+    Chore { name: "compile-shaders", about: "compiles the shaders", run: shaders::compile },
 ];
 
 fn help() -> String {
-    let chores: Vec<String> = CHORES.iter().map(|chore| format!("  {:<12}{}", chore.name, chore.about)).collect();
-    format!("usage: cargo xtask CHORE\n\n{}\n  {:<12}{}", chores.join("\n"), "help", "this text")
+    let chores: Vec<String> = CHORES.iter().map(|chore| format!("  {:<16}{}", chore.name, chore.about)).collect();
+    format!("usage: cargo xtask CHORE\n\n{}\n  {:<16}{}", chores.join("\n"), "help", "this text")
 }
 
 fn main() -> ExitCode {

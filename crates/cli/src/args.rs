@@ -160,8 +160,8 @@ pub(crate) struct CpuArgs {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Placement and arithmetic")]
 pub(crate) struct LoadArgs {
-    /// Devices in order of preference, separated by commas: auto, cpu, reference (slow plain loops in f32, to check the
-    /// others by)
+    /// Devices in order of preference, separated by commas: auto (a GPU where there is one, then the CPU), cpu, vulkan,
+    /// vulkan:N (by its number in `unicorn devices`), reference (slow plain loops in f32, to check the others by)
     #[arg(long, value_name = "NAMES", default_value = "auto")]
     pub(crate) device: String,
     #[command(flatten)]
@@ -181,6 +181,9 @@ pub(crate) struct LoadArgs {
     /// Memory that the CPU device may use, as 8GiB or 500MB [default: what is free, less a reserve]
     #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
     pub(crate) cpu_memory: Option<u64>,
+    /// Memory that a Vulkan device may use [default: what is free, less a reserve]
+    #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
+    pub(crate) gpu_memory: Option<u64>,
     /// Pins a part of the model to a device: embedding, attention, feed-forward or head; repeatable
     #[arg(long, value_name = "PART=DEVICE", value_parser = parse_place)]
     pub(crate) place: Vec<(Part, String)>,
@@ -198,6 +201,7 @@ impl LoadArgs {
             arithmetic: self.arithmetic.into(),
             kv: self.kv.map_or_else(|| self.arithmetic.kv(), KvType::from),
             cpu_memory: self.cpu_memory,
+            gpu_memory: self.gpu_memory,
             pins: self.place.clone(),
             speculation: Speculation::Off,
             ..LoadOptions::default()

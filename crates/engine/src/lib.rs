@@ -67,3 +67,4 @@ pub use service::{Service, ServiceOptions, Sink, SubmitError, Ticket};
 pub use source::{ModelFile, TensorGroup};
 pub use text::{Chat, ChatTemplate, Detokenizer, TextError, Tokenizer};
 pub use tools::{Delta, MAX_NAME_BYTES, MAX_TOOLS, Parser, Tool, ToolChoice, ToolFormat, ToolGrammar};
+pub use vulkan::KernelTime;

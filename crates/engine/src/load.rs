@@ -43,6 +43,10 @@ pub struct LoadOptions {
     pub kv: KvType,
     /// Bytes the CPU device may use.
     pub cpu_memory: Option<u64>,
+    /// Bytes a Vulkan device may use.
+    pub gpu_memory: Option<u64>,
+    /// Whether the kernels of Vulkan devices are timed: see [`Engine::kernel_times`].
+    pub profile: bool,
     /// Parts that must run on a named device.
     pub pins: Vec<(Part, String)>,
     /// Whether the inputs of matrices can be read, for [`Engine::importance`]. They take memory.
@@ -64,6 +68,8 @@ impl Default for LoadOptions {
             arithmetic: Arithmetic::Fast,
             kv: KvType::F16,
             cpu_memory: None,
+            gpu_memory: None,
+            profile: false,
             pins: Vec::new(),
             inputs: false,
         }
@@ -184,10 +190,15 @@ fn cpu_budget(cpu: &dyn graph::Device, file: &ModelFile, options: &LoadOptions) 
 
 fn plan(file: &ModelFile, options: &LoadOptions) -> Result<Planned, EngineError> {
     let model = build(file, options.inputs)?;
-    let device_options = DeviceOptions { threads: options.threads, isa: options.isa.clone() };
+    let device_options = DeviceOptions { threads: options.threads, isa: options.isa.clone(), profile: options.profile };
     let devices = Devices::open(&options.device, &device_options)?;
     let all = devices.list();
-    let budgets = all.iter().map(|d| if d.name() == "cpu" { cpu_budget(*d, file, options) } else { None }).collect();
+    let budget = |device: &dyn graph::Device| match device.name() {
+        "cpu" => cpu_budget(device, file, options),
+        name if name.starts_with("vulkan") => options.gpu_memory,
+        _ => None,
+    };
+    let budgets = all.iter().map(|device| budget(*device)).collect();
     let plan_options = PlanOptions {
         context: options.context,
         model_context: model.context,
@@ -300,16 +311,22 @@ impl Engine {
         self.devices.cpu().map(|cpu| cpu.isa())
     }
 
-    /// Measures what the CPU device can do at most, where it is used.
+    /// Times of the kernels of a Vulkan device since the last call, the longest first; none unless
+    /// [`LoadOptions::profile`] asked for them.
+    pub fn kernel_times(&self) -> Vec<vulkan::KernelTime> {
+        self.devices.vulkan().map_or(Vec::new(), |vulkan| vulkan.profile())
+    }
+
+    /// Measures what the device that is preferred can do at most.
     pub fn measure_roofs(&self) -> Roofs {
-        let rates = self.devices.cpu().map(|cpu| cpu.measure());
+        let rates = self.devices.measure();
         Roofs {
             read_bytes_per_s: rates.map(|rates| rates.read_bytes_per_s),
             int8_ops_per_s: rates.and_then(|rates| rates.int8_ops_per_s),
         }
     }
 
-    /// Measures the read bandwidth of the CPU device, where it is used.
+    /// Measures the read bandwidth of the device that is preferred.
     pub fn measure_bandwidth(&self) -> Option<f64> {
         self.devices.cpu().map(|cpu| cpu.measure_bandwidth())
     }
@@ -330,9 +347,11 @@ impl ModelFile {
     /// Where the model cannot be built or placed. A plan that does not fit is returned, and says so.
     pub fn plan(&self, options: &LoadOptions, measure: bool) -> Result<(ModelInfo, Plan), EngineError> {
         let mut planned = plan(self, options)?;
-        if measure && let Some(cpu) = planned.devices.cpu() {
-            let rates = cpu.measure();
-            planned.plan.bytes.iter_mut().filter(|d| d.device == "cpu").for_each(|d| d.rates = Some(rates));
+        if measure {
+            planned.devices.measure();
+            for (bytes, device) in planned.plan.bytes.iter_mut().zip(planned.devices.list()) {
+                bytes.rates = device.rates();
+            }
         }
         Ok((planned.info, planned.plan))
     }

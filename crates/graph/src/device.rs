@@ -50,6 +50,33 @@ pub trait Device: Send + Sync {
     fn compile(&self, share: &Share<'_>, progress: &mut dyn FnMut(u64)) -> Result<Box<dyn Program>, DeviceError>;
 }
 
+impl<D: Device + ?Sized> Device for &D {
+    fn name(&self) -> &str {
+        (**self).name()
+    }
+    fn memory(&self) -> Memory {
+        (**self).memory()
+    }
+    fn rates(&self) -> Option<Rates> {
+        (**self).rates()
+    }
+    fn supports(&self, graph: &Graph, node: NodeId) -> Result<(), String> {
+        (**self).supports(graph, node)
+    }
+    fn phases(&self, graph: &Graph, nodes: Range<usize>) -> Vec<usize> {
+        (**self).phases(graph, nodes)
+    }
+    fn weight_bytes(&self, graph: &Graph, node: NodeId, weight: &Weight, arithmetic: Arithmetic) -> u64 {
+        (**self).weight_bytes(graph, node, weight, arithmetic)
+    }
+    fn scratch_bytes(&self, graph: &Graph, limits: &Limits) -> u64 {
+        (**self).scratch_bytes(graph, limits)
+    }
+    fn compile(&self, share: &Share<'_>, progress: &mut dyn FnMut(u64)) -> Result<Box<dyn Program>, DeviceError> {
+        (**self).compile(share, progress)
+    }
+}
+
 /// A compiled share of a plan.
 pub trait Program: Send {
     /// Runs one stage of the share (an index into [`Share::stages`]) for a checked step. Inputs of the stage are read
@@ -86,6 +113,12 @@ pub enum DeviceError {
         what: String,
         /// Bytes asked for.
         bytes: u64,
+    },
+    /// The device is gone: what it held, the cache too, is lost, and it has to be opened anew.
+    #[error("{device} was lost")]
+    Lost {
+        /// The device.
+        device: String,
     },
     /// The device failed while it ran.
     #[error("{device} failed: {detail}")]

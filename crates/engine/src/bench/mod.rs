@@ -143,7 +143,7 @@ pub struct BenchResult {
 /// What the machine can do at most, measured after all that was timed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, serde::Serialize)]
 pub struct Roofs {
-    /// Bytes a second that the CPU device reads; `None` where it is not used.
+    /// Bytes a second that the device reads; `None` where none was measured.
     pub read_bytes_per_s: Option<f64>,
     /// Operations a second on 8-bit integers; `None` where the kernels have no instruction for them.
     pub int8_ops_per_s: Option<f64>,

@@ -5,7 +5,7 @@ mod report;
 
 use std::{ops::ControlFlow, path::PathBuf, process::ExitCode};
 
-use engine::{BenchOptions, BenchReport, Engine, EngineError, LoadOptions, ModelFile};
+use engine::{BenchOptions, BenchReport, Engine, EngineError, KernelTime, LoadOptions, ModelFile};
 
 use crate::{
     args::{LoadArgs, ModelArg, parse_count},
@@ -66,6 +66,9 @@ pub(crate) struct BenchArgs {
     /// Compares with the results of this file, which --format json has written
     #[arg(long, value_name = "FILE")]
     compare: Option<PathBuf>,
+    /// Times every kernel of a Vulkan device by its own clock, and lists them on standard error
+    #[arg(long)]
+    profile: bool,
     #[command(flatten)]
     load: LoadArgs,
 }
@@ -86,6 +89,7 @@ impl BenchArgs {
             context: asked.context.or(Some(options.context())),
             sequences: options.sequences(),
             outputs: options.sequences(),
+            profile: self.profile,
             ..asked
         };
         let flag = self.load.context_flag("-p, -n and -d");
@@ -93,6 +97,9 @@ impl BenchArgs {
         let mut engine = loaded.map_err(|error| cut_hint(error, &file))?.engine;
         let found = time(&mut engine, &options).map_err(|error| naming(error, file.short_name()))?;
         let interrupted = found.interrupted;
+        if self.profile {
+            eprint!("{}", kernel_table(&engine.kernel_times()));
+        }
         Report::new(&engine, &file, &options, found, baseline.as_ref()).print(format)?;
         Ok(if interrupted { ExitCode::from(INTERRUPTED) } else { ExitCode::SUCCESS })
     }
@@ -132,6 +139,16 @@ fn time(engine: &mut Engine, options: &BenchOptions) -> anyhow::Result<BenchRepo
         bar.at(progress.done as u64, progress.total as u64);
         if answering.stop_asked() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     })
+}
+
+/// A line a kernel.
+fn kernel_table(times: &[KernelTime]) -> String {
+    let total: f64 = times.iter().map(|time| time.total_ns).sum();
+    let line = |time: &KernelTime| {
+        let (mean_us, share) = (time.total_ns / time.runs.max(1) as f64 / 1e3, 100.0 * time.total_ns / total.max(1.0));
+        format!("{:>9.2} us {:>7} runs {share:>5.1} %  {}\n", mean_us, time.runs, time.kernel)
+    };
+    times.iter().map(line).collect()
 }
 
 /// A shape that does not fit can be cut.

@@ -1,0 +1,217 @@
+//! Times steps of a stack of layers in the shape of Gemma 3, with random weights, and where the time goes kernel by
+//! kernel.
+//!
+//! ```text
+//! cargo run --release -p vulkan --example layers -- 4b q4_0 ROWS... [--layers N] [--context N] [--profile]
+//! ```
+//!
+//! ROWS are tokens a step: 1 or 16 is decoding of as many sequences, p512 is a prompt of 512 tokens. Set
+//! `UNICORN_VULKAN_WITHOUT` to leave capabilities unused.
+
+use std::{sync::Arc, time::Instant};
+
+use graph::{
+    Activation, Device, Execution, Graph, GraphBuilder, KV_BLOCK_TOKENS, PlanOptions, RopePairs, RopeScaling,
+    RopeTable, Span, Step, ValueId, Weight, WeightId, plan,
+};
+use tensor::{Bytes, DType, blocks::random_blocks};
+use vulkan::{Vulkan, VulkanOptions};
+
+struct Shape {
+    name: &'static str,
+    hidden: usize,
+    heads: usize,
+    kv_heads: usize,
+    head_dim: usize,
+    feed_forward: usize,
+    layers: usize,
+    vocab: usize,
+}
+
+const SHAPES: [Shape; 2] = [
+    Shape {
+        name: "4b",
+        hidden: 2560,
+        heads: 8,
+        kv_heads: 4,
+        head_dim: 256,
+        feed_forward: 10240,
+        layers: 34,
+        vocab: 262_144,
+    },
+    Shape {
+        name: "27b",
+        hidden: 5376,
+        heads: 32,
+        kv_heads: 16,
+        head_dim: 128,
+        feed_forward: 21504,
+        layers: 62,
+        vocab: 262_144,
+    },
+];
+
+struct Maker {
+    b: GraphBuilder,
+    /// Random blocks, as long as the longest weight: each weight is a slice of them.
+    blocks: Vec<(DType, Bytes)>,
+}
+
+impl Maker {
+    fn weight(&mut self, dtype: DType, rows: usize, cols: usize) -> WeightId {
+        let bytes = dtype.row_bytes(cols).expect("whole blocks") * rows;
+        let known = self.blocks.iter().position(|(own, data)| *own == dtype && data.len() >= bytes);
+        let at = known.unwrap_or_else(|| {
+            let data = random_blocks(dtype, rows * cols, 7, 1.0 / (cols as f32).sqrt());
+            self.blocks.push((dtype, data.into()));
+            self.blocks.len() - 1
+        });
+        let data = self.blocks[at].1.slice(0..bytes).expect("long enough");
+        self.b.weight(Weight { name: format!("{dtype} {rows}x{cols}"), dtype, rows, cols, data }).unwrap()
+    }
+
+    fn norm(&mut self, x: ValueId, group: usize) -> ValueId {
+        let weight = self.b.weight(Weight::from_f32("norm", 1, group, &vec![0.5; group])).unwrap();
+        self.b.rms_norm(x, Some(weight), group, 1e-6, 0.0).unwrap()
+    }
+
+    fn linear(&mut self, x: ValueId, dtype: DType, rows: usize) -> ValueId {
+        let cols = self.b.width(x);
+        let weight = self.weight(dtype, rows, cols);
+        self.b.linear(x, weight, None).unwrap()
+    }
+}
+
+fn graph(shape: &Shape, dtype: DType, layers: usize) -> Graph {
+    let mut m = Maker { b: GraphBuilder::new(), blocks: Vec::new() };
+    let head = m.weight(DType::Q6_K, shape.vocab, shape.hidden);
+    m.weight(dtype, shape.feed_forward, shape.hidden);
+    let rope = Arc::new(RopeTable::new(shape.head_dim, 1e6, &RopeScaling::None, RopePairs::Halves).unwrap());
+    let mut x = m.b.embed(head, 50.0).unwrap();
+    for layer in 0..layers {
+        let h = m.norm(x, shape.hidden);
+        let [q, k, v] =
+            [shape.heads, shape.kv_heads, shape.kv_heads].map(|heads| m.linear(h, dtype, heads * shape.head_dim));
+        let [q, k] = [q, k].map(|x| m.norm(x, shape.head_dim));
+        let [q, k] = [q, k].map(|x| m.b.rope(x, shape.head_dim, rope.clone()).unwrap());
+        let window = (layer % 6 != 5).then_some(1024);
+        let cache = m.b.cache(shape.kv_heads, shape.head_dim, window).unwrap();
+        m.b.kv_write(cache, k, v).unwrap();
+        let a = m.b.attention(cache, q, 0.0625, None).unwrap();
+        let a = m.linear(a, dtype, shape.hidden);
+        let a = m.norm(a, shape.hidden);
+        x = m.b.add(x, a).unwrap();
+        let h = m.norm(x, shape.hidden);
+        let [gate, up] = [(); 2].map(|()| m.linear(h, dtype, shape.feed_forward));
+        let gate = m.b.activate(gate, Activation::GeluTanh).unwrap();
+        let h = m.b.mul(gate, up).unwrap();
+        let h = m.linear(h, dtype, shape.hidden);
+        let h = m.norm(h, shape.hidden);
+        x = m.b.add(x, h).unwrap();
+    }
+    let x = m.b.select_outputs(x).unwrap();
+    let x = m.norm(x, shape.hidden);
+    let logits = m.b.linear(x, head, None).unwrap();
+    m.b.finish(logits).unwrap()
+}
+
+/// A step of so many sequences with one token each, or of one with all.
+fn run(execution: &mut Execution, rows: usize, prompt: bool, past: usize, blocks: usize) {
+    let groups = execution.graph().windows().len();
+    let ids: Vec<u32> = (0..rows as u32).map(|i| i * 37 + 11).collect();
+    let table = |sequence: usize| vec![(0..blocks).map(|i| (sequence * blocks + i) as u32).collect::<Vec<_>>(); groups];
+    let tables: Vec<Vec<Vec<u32>>> = (0..if prompt { 1 } else { rows }).map(table).collect();
+    let positions: Vec<u32> = (0..rows).map(|i| (if prompt { past + i } else { past }) as u32).collect();
+    let spans: Vec<Span<'_>> = if prompt {
+        vec![Span { rows: 0..rows, past, tables: &tables[0] }]
+    } else {
+        (0..rows).map(|i| Span { rows: i..i + 1, past, tables: &tables[i] }).collect()
+    };
+    let outputs: Vec<u32> = if prompt { vec![rows as u32 - 1] } else { (0..rows as u32).collect() };
+    let step = Step { ids: &ids, positions: &positions, spans: &spans, outputs: &outputs };
+    let logits = execution.run(&step).expect("a step");
+    assert!(logits.iter().all(|logit| logit.is_finite()), "logits are not finite");
+}
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let mut words: Vec<String> = std::env::args().skip(1).collect();
+    let mut flag = |name: &str, value: bool| -> Option<String> {
+        let at = words.iter().position(|word| word == name)?;
+        let found = words.get(at + 1).cloned().unwrap_or_default();
+        words.drain(at..(at + 1 + usize::from(value)).min(words.len()));
+        Some(found)
+    };
+    let profile = flag("--profile", false).is_some();
+    let context: usize = flag("--context", true).map_or(Ok(512), |text| text.parse())?;
+    let layers = flag("--layers", true).map(|text| text.parse::<usize>()).transpose()?;
+    let device = flag("--device", true).map(|text| text.parse::<usize>()).transpose()?;
+    let (name, dtype) = (words.first().ok_or("a shape is missing")?, words.get(1).ok_or("a type is missing")?);
+    let shape = SHAPES.iter().find(|shape| shape.name == name).ok_or("unknown shape: 4b, 27b")?;
+    let dtype = DType::all().find(|own| own.name().eq_ignore_ascii_case(dtype)).ok_or("unknown type")?;
+    let layers = layers.unwrap_or(shape.layers);
+
+    let without = std::env::var("UNICORN_VULKAN_WITHOUT").unwrap_or_default();
+    let without = without.split(',').filter(|name| !name.is_empty()).map(str::to_owned).collect();
+    let vulkan = Vulkan::open(VulkanOptions { index: device, without, profile, ..VulkanOptions::default() })?;
+    let roof = vulkan.measure()?.read_bytes_per_s;
+    println!("{:?}\nreads {:.0} GB/s", vulkan.capabilities(), roof / 1e9);
+    let graph = Arc::new(graph(shape, dtype, layers));
+    let asked: Vec<(usize, bool)> = words[2..]
+        .iter()
+        .map(|word| word.strip_prefix('p').map_or((word.as_str(), false), |rest| (rest, true)))
+        .map(|(rows, prompt)| Ok::<_, std::num::ParseIntError>((rows.parse()?, prompt)))
+        .collect::<Result<_, _>>()?;
+    let rows = asked.iter().map(|(rows, _)| *rows).max().unwrap_or(1);
+    let sequences = asked.iter().filter(|(_, prompt)| !prompt).map(|(rows, _)| *rows).max().unwrap_or(1);
+    let room = context + rows;
+    let options = PlanOptions {
+        context: Some(room),
+        model_context: room,
+        sequences,
+        step_tokens: rows,
+        step_outputs: sequences,
+        // Windows are given whole contexts here, so that one table serves all.
+        kv_bytes: Some(u64::MAX / 4),
+        ..PlanOptions::default()
+    };
+    let plan = plan(&graph, &[&vulkan as &dyn Device], &options)?;
+    let bytes = plan.bytes[0].read_per_token as f64;
+    let begin = Instant::now();
+    let mut execution = plan.compile(graph, &[&vulkan as &dyn Device], &mut |_, _| ())?;
+    println!(
+        "{} {dtype}, {layers} layers: {:.2} GB a step, packed in {:.1?}",
+        shape.name,
+        bytes / 1e9,
+        begin.elapsed()
+    );
+    let blocks = room.div_ceil(KV_BLOCK_TOKENS);
+    for (rows, prompt) in asked {
+        let past = if prompt { 0 } else { context };
+        (0..3).for_each(|_| run(&mut execution, rows, prompt, past, blocks));
+        vulkan.profile();
+        let mut times: Vec<f64> = (0..20)
+            .map(|_| {
+                let begin = Instant::now();
+                run(&mut execution, rows, prompt, past, blocks);
+                begin.elapsed().as_secs_f64()
+            })
+            .collect();
+        times.sort_by(f64::total_cmp);
+        let (median, least, most) = (times[times.len() / 2], times[0], times[times.len() - 1]);
+        println!(
+            "{}{rows} rows: {:.3} ms ({:.3} to {:.3}), {:.0} tok/s, {:.0} GB/s of weights, {:.1} % of the roof",
+            if prompt { "prompt of " } else { "" },
+            median * 1e3,
+            least * 1e3,
+            most * 1e3,
+            rows as f64 / median,
+            bytes / median / 1e9,
+            100.0 * bytes / median / roof,
+        );
+        for time in vulkan.profile() {
+            let each = time.total_ns / time.runs as f64 / 1e3;
+            println!("  {each:>9.2} us x {:>6.1}  {}", time.runs as f64 / 20.0, time.kernel);
+        }
+    }
+    Ok(())
+}

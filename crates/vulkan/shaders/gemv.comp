@@ -1,0 +1,135 @@
+// Products with few rows of activations. A subgroup takes ROWS rows of a weight; its invocations take the blocks of
+// these rows in turn, so that a block is unpacked once for all rows of activations.
+#version 460
+#extension GL_GOOGLE_include_directive : require
+#extension GL_EXT_integer_dot_product : require
+#extension GL_KHR_shader_subgroup_basic : require
+#extension GL_KHR_shader_subgroup_arithmetic : require
+#include "memory.glsl"
+#include "activation.glsl"
+#include "blocks.glsl"
+#include "product.glsl"
+
+layout(local_size_x_id = 1) in;
+
+layout(constant_id = 6) const uint ROWS = 2;
+// Rows of activations a pass.
+layout(constant_id = 7) const uint COLUMNS = 1;
+// Activations are bytes, and products are summed in integers.
+layout(constant_id = 8) const bool INTEGER = false;
+// The columns are no multiple of 32: the last block reads beyond them.
+layout(constant_id = 9) const bool RAGGED = false;
+// Blocks of a row an invocation loads before it uses the first, so that memory has enough to do.
+layout(constant_id = 10) const uint AHEAD = 1;
+
+const uint WEIGHTS = EPILOGUE == GATED ? 2 : 1;
+
+float sums[WEIGHTS * ROWS * COLUMNS];
+
+void add_block(uint base, uint blocks, ReadU w, Regions at, uint row, uint b) {
+    uint i = row * blocks + b;
+    if (IS_FLOAT) {
+        vec4 values[8];
+        [[unroll]] for (uint j = 0; j < 8; ++j) {
+            values[j] = floats_at(w, i, j);
+        }
+        [[unroll]] for (uint c = 0; c < COLUMNS; ++c) {
+            uint source = min(c, count - 1);
+            float sum = 0.0;
+            [[unroll]] for (uint j = 0; j < 8; ++j) {
+                if (RAGGED) {
+                    [[unroll]] for (uint k = 0; k < 4; ++k) {
+                        uint col = 32 * b + 4 * j + k;
+                        sum += col < cols ? values[j][k] * ReadF(x).at[source * cols + col] : 0.0;
+                    }
+                } else {
+                    sum += dot(values[j], x.at[(source * blocks + b) * 8 + j]);
+                }
+            }
+            sums[base + c] += sum;
+        }
+        return;
+    }
+    Block block;
+    read_bytes(w, at, i, block);
+    read_scales(w, at, i, row, b, blocks, block);
+    [[unroll]] for (uint c = 0; c < COLUMNS; ++c) {
+        uint group = min(c, count - 1) * blocks + b;
+        if (INTEGER) {
+            uvec4 low = ReadU4(x).at[2 * group], high = ReadU4(x).at[2 * group + 1];
+            uvec2 scale = scales.at[group];
+            int first = 0, second = 0;
+            [[unroll]] for (uint j = 0; j < 4; ++j) {
+                first += dotPacked4x8EXT(int(block.q[j]), int(low[j]));
+                second += dotPacked4x8EXT(int(block.q[4 + j]), int(high[j]));
+            }
+            vec2 halves = vec2(bitfieldExtract(int(scale.y), 0, 16), bitfieldExtract(int(scale.y), 16, 16));
+            float sum = block.scale[0] * float(first) + block.scale[1] * float(second);
+            sum += block.addend[0] * halves.x + block.addend[1] * halves.y;
+            sums[base + c] += uintBitsToFloat(scale.x) * sum;
+        } else {
+            float sum = 0.0;
+            [[unroll]] for (uint j = 0; j < 8; ++j) {
+                sum += dot(values_of(block, j), x.at[group * 8 + j]);
+            }
+            sums[base + c] += sum;
+        }
+    }
+}
+
+void add_rows(uint blocks, uint part, Regions at, uint first, uint total, uint b) {
+    [[unroll]] for (uint r = 0; r < ROWS; ++r) {
+        uint row = min(first + r, total - 1);
+        add_block(r * COLUMNS, blocks, weight[part], at, row, b);
+        if (EPILOGUE == GATED) {
+            add_block((ROWS + r) * COLUMNS, blocks, weight[1], at, row, b);
+        }
+    }
+}
+
+void main() {
+    fill_codebook();
+    uint group = gl_WorkGroupID.x * gl_NumSubgroups + gl_SubgroupID;
+    uint part = 0;
+    if (EPILOGUE != GATED) {
+        [[unroll]] for (uint p = 0; p + 1 < PARTS; ++p) {
+            uint groups = (rows[p] + ROWS - 1) / ROWS;
+            if (part == p && group >= groups) {
+                group -= groups;
+                part = p + 1;
+            }
+        }
+    }
+    uint first = group * ROWS, total = rows[part];
+    if (first >= total) {
+        return;
+    }
+    uint blocks = (cols + 31) / 32;
+    Regions at = regions_of(total * blocks);
+    [[unroll]] for (uint i = 0; i < WEIGHTS * ROWS * COLUMNS; ++i) {
+        sums[i] = 0.0;
+    }
+    uint b = gl_SubgroupInvocationID;
+    for (; b + (AHEAD - 1) * gl_SubgroupSize < blocks; b += AHEAD * gl_SubgroupSize) {
+        [[unroll]] for (uint u = 0; u < AHEAD; ++u) {
+            add_rows(blocks, part, at, first, total, b + u * gl_SubgroupSize);
+        }
+    }
+    for (; b < blocks; b += gl_SubgroupSize) {
+        add_rows(blocks, part, at, first, total, b);
+    }
+    [[unroll]] for (uint r = 0; r < ROWS; ++r) {
+        [[unroll]] for (uint c = 0; c < COLUMNS; ++c) {
+            float sum = subgroupAdd(sums[r * COLUMNS + c]);
+            float up = EPILOGUE == GATED ? subgroupAdd(sums[((WEIGHTS - 1) * ROWS + r) * COLUMNS + c]) : 0.0;
+            bool mine = (r * COLUMNS + c) % gl_SubgroupSize == gl_SubgroupInvocationID;
+            if (mine && first + r < total && c < count) {
+                if (EPILOGUE == GATED) {
+                    store_gated(first + r, c, sum, up);
+                } else {
+                    store(part, first + r, c, sum);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,532 @@
+//! From a share of a plan to a program: packs weights, gives values their places, turns groups into operations.
+
+use std::collections::HashMap;
+
+use graph::{Cache, CacheId, DeviceError, Graph, KV_BLOCK_TOKENS, KvType, Op, Share, Stage, ValueId, WeightId};
+
+use crate::{
+    Vulkan,
+    error::VulkanError,
+    fuse::{self, After, Group, Kind, Norm, Target},
+    inbox::{InboxLayout, TileList},
+    kernels::{self, elementwise},
+    list::{
+        self, Addresses, AfterAt, AttentionAt, HeadPartAt, HeadsAt, LinearAt, Matrix, NormAt, Operation, ProductAt,
+        RopeAt,
+    },
+    memory::{Buffer, Place, Slabs, Want, rounded},
+    pack::{Format, Layout},
+    program::{CacheAt, HostValue, OutValue, StageProgram, VulkanProgram},
+    upload::Uploader,
+};
+
+/// Bytes a matrix takes on the device.
+pub(crate) fn matrix_bytes(weight: &graph::Weight, arithmetic: graph::Arithmetic) -> u64 {
+    rounded(Layout::of(weight, arithmetic).bytes as u64)
+}
+
+/// Bytes a vector takes.
+pub(crate) fn vector_bytes(elements: usize) -> u64 {
+    rounded(elements as u64 * 4)
+}
+
+/// Bytes of the prepared inputs of products and their scales: of all rows as halves, or of few as bytes.
+fn prepared_bytes(graph: &Graph, limits: &graph::Limits, halves: bool) -> (u64, u64) {
+    let mut quants = 0;
+    let mut scales = 0;
+    for node in graph.nodes() {
+        if let Op::Linear { x, .. } = node.op {
+            let value = graph.value(x);
+            let (rows, width) = (limits.rows(value.rows) as u64, value.width as u64);
+            let few = rows.min(u64::from(list::GEMV_ROWS));
+            quants = u64::max(quants, few * width).max(if halves { rows * width * 2 } else { 0 });
+            scales = u64::max(scales, few * width / 4).max(if halves { rows * 8 } else { 0 });
+        }
+    }
+    (quants, scales)
+}
+
+/// Bytes of working memory beside the arena: an upper bound, however the graph is cut into stages.
+pub(crate) fn scratch_bytes(vulkan: &Vulkan, graph: &Graph, limits: &graph::Limits) -> u64 {
+    let capabilities = &vulkan.context.capabilities;
+    let (quants, scales) = prepared_bytes(graph, limits, capabilities.cooperative_matrix.is_some());
+    let head_dim = graph.caches().iter().map(|cache| cache.head_dim).max().unwrap_or(0);
+    let embedded: u64 = graph
+        .nodes()
+        .iter()
+        .filter(|node| matches!(node.op, Op::Embed { .. }))
+        .filter_map(|node| node.output)
+        .map(|value| (limits.tokens * graph.value(value).width) as u64 * 4)
+        .sum();
+    quants + scales + list::partial_bytes(capabilities, head_dim) + 2 * embedded
+}
+
+/// Compiles a share; `progress` hears the bytes of weights packed so far.
+pub(crate) fn compile(
+    vulkan: &Vulkan,
+    share: &Share<'_>,
+    progress: &mut dyn FnMut(u64),
+) -> Result<VulkanProgram, DeviceError> {
+    let mut compiler = Compiler::new(vulkan, share);
+    compiler.weights(progress)?;
+    let memory = compiler.memory().map_err(|error| compiler.fail(error, "activations and the KV cache", 0))?;
+    let stages = share.stages.iter().map(|stage| compiler.stage(stage, &memory)).collect();
+    Ok(compiler.finish(memory, stages))
+}
+
+/// Memory of a program beside its weights.
+struct ProgramMemory {
+    slabs: Slabs,
+    slots: Vec<Place>,
+    caches: Vec<Option<[Place; 2]>>,
+    quants: Place,
+    scales: Place,
+    partial: Place,
+    layout: InboxLayout,
+    lists: Vec<TileList>,
+    /// Values the processor writes, in the order of the layout.
+    host_values: Vec<ValueId>,
+    inbox: Buffer,
+    /// Where the kernels read the inbox, where that is another buffer.
+    mirror: Option<Buffer>,
+    outbox: Buffer,
+    /// Values that leave, with their begin in the outbox.
+    out_values: Vec<(ValueId, u64)>,
+}
+
+struct Compiler<'a, 'b> {
+    vulkan: &'a Vulkan,
+    share: &'a Share<'b>,
+    groups: Vec<Vec<Group>>,
+    matrices: HashMap<WeightId, (Place, Format)>,
+    /// Vectors by what was added to them (the bits of an `f32`); ones by their length.
+    vectors: HashMap<(WeightId, u32), Place>,
+    ones: HashMap<usize, Place>,
+    frequencies: Vec<(std::sync::Arc<graph::RopeTable>, Place)>,
+    weight_slabs: Option<Slabs>,
+}
+
+impl<'a, 'b> Compiler<'a, 'b> {
+    fn new(vulkan: &'a Vulkan, share: &'a Share<'b>) -> Compiler<'a, 'b> {
+        let groups = share.stages.iter().map(|stage| fuse::groups(share.graph, stage.nodes.clone())).collect();
+        Compiler {
+            vulkan,
+            share,
+            groups,
+            matrices: HashMap::new(),
+            vectors: HashMap::new(),
+            ones: HashMap::new(),
+            frequencies: Vec::new(),
+            weight_slabs: None,
+        }
+    }
+
+    fn fail(&self, error: VulkanError, what: &str, bytes: u64) -> DeviceError {
+        self.vulkan.fail(error, what, bytes)
+    }
+
+    fn nodes(&self) -> impl Iterator<Item = &'b graph::Node> + use<'b> {
+        let graph: &'b Graph = self.share.graph;
+        let ranges: Vec<_> = self.share.stages.iter().map(|stage| stage.nodes.clone()).collect();
+        ranges.into_iter().flat_map(move |range| graph.nodes()[range].iter())
+    }
+
+    /// Packs every weight of the share into slabs.
+    fn weights(&mut self, progress: &mut dyn FnMut(u64)) -> Result<(), DeviceError> {
+        let graph = self.share.graph;
+        let mut matrices: Vec<WeightId> = Vec::new();
+        let mut vectors: Vec<(WeightId, f32)> = Vec::new();
+        let mut ones: Vec<usize> = Vec::new();
+        let mut tables: Vec<std::sync::Arc<graph::RopeTable>> = Vec::new();
+        for node in self.nodes() {
+            match &node.op {
+                Op::Linear { weight, bias, .. } => {
+                    push_new(&mut matrices, *weight);
+                    bias.iter().for_each(|bias| push_new(&mut vectors, (*bias, 0.0)));
+                }
+                Op::RmsNorm { weight: Some(weight), offset, .. } => push_new(&mut vectors, (*weight, *offset)),
+                Op::RmsNorm { weight: None, group, .. } => push_new(&mut ones, *group),
+                Op::Rope { table, .. } => push_new(&mut tables, table.clone()),
+                _ => {}
+            }
+        }
+        let arithmetic = self.share.arithmetic;
+        let vector_len = |id: &WeightId| graph.weight(*id).rows * graph.weight(*id).cols;
+        let expected = matrices.iter().map(|id| matrix_bytes(graph.weight(*id), arithmetic)).sum::<u64>()
+            + vectors.iter().map(|(id, _)| vector_bytes(vector_len(id))).sum::<u64>()
+            + ones.iter().map(|len| vector_bytes(*len)).sum::<u64>()
+            + tables.iter().map(|table| vector_bytes(table.inv_freq.len())).sum::<u64>();
+        let context = &self.vulkan.context;
+        let want = if context.capabilities.unified { Want::DeviceFromHost } else { Want::Device };
+        let mut slabs = Slabs::new(context, want, expected);
+        let mut uploader = Uploader::new(context, arithmetic);
+        let mut done = 0;
+        for id in matrices {
+            let weight = graph.weight(id);
+            let bytes = matrix_bytes(weight, arithmetic);
+            let place = slabs.take(bytes).map_err(|error| self.fail(error, &weight.name, bytes))?;
+            uploader.matrix(&mut slabs, place, weight).map_err(|error| self.fail(error, &weight.name, bytes))?;
+            self.matrices.insert(id, (place, Format::of(weight.dtype, arithmetic)));
+            done += weight.data.len() as u64;
+            progress(done);
+        }
+        let mut words = |values: &[f32]| -> Result<Place, VulkanError> {
+            let place = slabs.take(values.len() as u64 * 4)?;
+            uploader.words(&mut slabs, place, values)?;
+            Ok(place)
+        };
+        let what = "norms, biases and frequencies";
+        for (id, offset) in vectors {
+            let values: Vec<f32> = graph.weight(id).decode().into_iter().map(|value| value + offset).collect();
+            let place = words(&values).map_err(|error| self.vulkan.fail(error, what, expected))?;
+            self.vectors.insert((id, offset.to_bits()), place);
+        }
+        for len in ones {
+            let place = words(&vec![1.0; len]).map_err(|error| self.vulkan.fail(error, what, expected))?;
+            self.ones.insert(len, place);
+        }
+        for table in tables {
+            let place = words(&table.inv_freq).map_err(|error| self.vulkan.fail(error, what, expected))?;
+            self.frequencies.push((table, place));
+        }
+        uploader.finish().map_err(|error| self.fail(error, "weights", expected))?;
+        self.weight_slabs = Some(slabs);
+        Ok(())
+    }
+
+    /// Bytes of the keys of a cache; its values take as many.
+    fn cache_bytes(&self, cache: &Cache) -> u64 {
+        (self.share.kv.blocks[cache.group] * KV_BLOCK_TOKENS) as u64 * cache.token_bytes(self.share.kv.dtype) / 2
+    }
+
+    fn value_bytes(&self, value: ValueId) -> u64 {
+        let value = self.share.graph.value(value);
+        (self.share.limits.rows(value.rows) * value.width) as u64 * 4
+    }
+
+    fn memory(&self) -> Result<ProgramMemory, VulkanError> {
+        let (graph, share) = (self.share.graph, self.share);
+        let context = &self.vulkan.context;
+        let here = |cache: usize| self.nodes().any(|node| node.op.cache().is_some_and(|id| id.index() == cache));
+        let cache_bytes: Vec<Option<u64>> = graph
+            .caches()
+            .iter()
+            .enumerate()
+            .map(|(index, cache)| here(index).then(|| self.cache_bytes(cache)))
+            .collect();
+        let slot_bytes: Vec<u64> = share.arena.slots.iter().map(|slot| slot.elements as u64 * 4).collect();
+        let halves = context.capabilities.cooperative_matrix.is_some();
+        let (quants, scales) = prepared_bytes(graph, &share.limits, halves);
+        let head_dim = graph.caches().iter().map(|cache| cache.head_dim).max().unwrap_or(0);
+        let partial = list::partial_bytes(&context.capabilities, head_dim);
+        let expected = slot_bytes.iter().map(|bytes| rounded(*bytes)).sum::<u64>()
+            + cache_bytes.iter().flatten().map(|bytes| 2 * rounded(*bytes)).sum::<u64>()
+            + rounded(quants)
+            + rounded(scales)
+            + rounded(partial);
+        let mut slabs = Slabs::new(context, Want::Device, expected);
+        let slots = slot_bytes.iter().map(|bytes| slabs.take(*bytes)).collect::<Result<_, _>>()?;
+        let mut caches = Vec::new();
+        for bytes in cache_bytes {
+            caches.push(match bytes {
+                Some(bytes) => Some([slabs.take(bytes)?, slabs.take(bytes)?]),
+                None => None,
+            });
+        }
+        let (quants, scales, partial) = (slabs.take(quants)?, slabs.take(scales)?, slabs.take(partial)?);
+        // What nobody has written yet reads as zeros, the same in every run.
+        context.run_once(|commands| {
+            for slab in &slabs.buffers {
+                // SAFETY: the buffer is being recorded, and the range is the whole slab.
+                unsafe { context.device.cmd_fill_buffer(commands, slab.raw, 0, ash::vk::WHOLE_SIZE, 0) };
+            }
+        })?;
+
+        let mut lists: Vec<TileList> = Vec::new();
+        let mut host_values: Vec<ValueId> = Vec::new();
+        let mut out_values: Vec<(ValueId, u64)> = Vec::new();
+        let mut out_bytes = 0;
+        for node in self.nodes() {
+            if let Op::Attention { cache, q, .. } = &node.op {
+                push_new(&mut lists, self.tile_list(*cache, *q));
+            }
+            if matches!(node.op, Op::Embed { .. }) {
+                host_values.extend(node.output);
+            }
+        }
+        for stage in &share.stages {
+            stage.inputs.iter().for_each(|value| push_new(&mut host_values, *value));
+            for value in &stage.outputs {
+                out_values.push((*value, out_bytes));
+                out_bytes += rounded(self.value_bytes(*value));
+            }
+        }
+        let bytes: Vec<u64> = host_values.iter().map(|value| self.value_bytes(*value)).collect();
+        let layout = InboxLayout::new(graph, &share.limits, &lists, &bytes);
+        let sequences = share.limits.tokens.min(64) as u64;
+        let each = share.limits.context.div_ceil(KV_BLOCK_TOKENS) as u64 * 4 * graph.windows().len() as u64;
+        let (inbox, mirror) = boxes(context, layout.tables + sequences * each)?;
+        let outbox = Buffer::new(context, out_bytes, Want::HostReads)?;
+        Ok(ProgramMemory {
+            slabs,
+            slots,
+            caches,
+            quants,
+            scales,
+            partial,
+            layout,
+            lists,
+            host_values,
+            inbox,
+            mirror,
+            outbox,
+            out_values,
+        })
+    }
+
+    fn tile_list(&self, cache: CacheId, q: ValueId) -> TileList {
+        let cache = self.share.graph.cache(cache);
+        let heads = self.share.graph.value(q).width / cache.head_dim;
+        TileList { rows: list::tile_rows(heads / cache.kv_heads), group: cache.group }
+    }
+
+    fn matrix(&self, value: ValueId, memory: &ProgramMemory) -> Matrix {
+        let of = self.share.graph.value(value);
+        let address = match memory.host_values.iter().position(|own| *own == value) {
+            Some(index) => memory.read_address() + memory.layout.values[index],
+            None => {
+                let slot = self.share.arena.slot(value).expect("a value of this device has a slot");
+                memory.slots[slot].address
+            }
+        };
+        Matrix { address, width: of.width as u32, rows: of.rows }
+    }
+
+    fn vector(&self, weight: WeightId, offset: f32) -> u64 {
+        self.vectors[&(weight, offset.to_bits())].address
+    }
+
+    fn norm(&self, norm: Norm) -> NormAt {
+        NormAt { weight: self.vector(norm.weight, norm.offset), eps: norm.eps }
+    }
+
+    fn stage(&self, stage: &Stage, memory: &ProgramMemory) -> StageProgram {
+        let index = self.share.stages.iter().position(|own| std::ptr::eq(*own, stage)).expect("a stage of the share");
+        let graph = self.share.graph;
+        let mut operations = Vec::new();
+        let mut embeds = Vec::new();
+        for group in &self.groups[index] {
+            match &group.kind {
+                Kind::Product(product) => operations.push(self.product(product, memory)),
+                Kind::Heads(heads) => operations.push(self.heads(heads, memory)),
+                Kind::One => {
+                    let node = &graph.nodes()[group.nodes.start];
+                    if let (Op::Embed { table, scale }, Some(out)) = (&node.op, node.output) {
+                        embeds.push((graph.weight(*table).clone(), *scale, self.host_value(out, memory)));
+                    } else {
+                        operations.push(self.one(node, memory));
+                    }
+                }
+            }
+        }
+        let outputs = stage.outputs.iter().map(|value| {
+            let at = memory.out_values.iter().find(|(own, _)| own == value).expect("listed above").1;
+            OutValue { value: *value, matrix: self.matrix(*value, memory), outbox: at }
+        });
+        StageProgram {
+            inputs: stage.inputs.iter().map(|value| (*value, self.host_value(*value, memory))).collect(),
+            embeds,
+            outputs: outputs.collect(),
+            operations,
+        }
+    }
+
+    fn host_value(&self, value: ValueId, memory: &ProgramMemory) -> HostValue {
+        let index = memory.host_values.iter().position(|own| *own == value).expect("listed with the memory");
+        let of = self.share.graph.value(value);
+        HostValue { at: memory.layout.values[index], width: of.width, rows: of.rows }
+    }
+
+    fn product(&self, product: &fuse::Product, memory: &ProgramMemory) -> Operation {
+        let matrix = |value: ValueId| self.matrix(value, memory);
+        let linear = |linear: &fuse::Linear| {
+            let (place, format) = self.matrices[&linear.weight];
+            LinearAt {
+                weight: place.address,
+                format,
+                bias: linear.bias.map(|bias| self.vector(bias, 0.0)),
+                out: matrix(linear.out),
+            }
+        };
+        let after = match product.after {
+            After::Nothing => AfterAt::Nothing,
+            After::Gated { kind, out, .. } => AfterAt::Gated { kind, out: matrix(out) },
+            After::Residual { residual, out } => AfterAt::Residual { residual: matrix(residual), out: matrix(out) },
+        };
+        Operation::Product(ProductAt {
+            x: matrix(product.x),
+            addend: product.addend.map(|(y, norm)| (matrix(y), norm.map(|norm| self.norm(norm)))),
+            sum: product.sum.map(matrix),
+            norm: product.norm.map(|norm| self.norm(norm)),
+            input: matrix(product.input),
+            input_is_read: product.input_is_read,
+            linears: product.linears.iter().map(linear).collect(),
+            after,
+        })
+    }
+
+    fn heads(&self, heads: &fuse::Heads, memory: &ProgramMemory) -> Operation {
+        let cache = heads.cache.map(|id| {
+            let places = memory.caches[id.index()].expect("a cache that is written lies here");
+            (self.share.graph.cache(id), places)
+        });
+        let part = |part: &fuse::HeadPart| {
+            let in_cache = |half: usize| {
+                let (cache, places) = cache.expect("keys and values go to a cache");
+                (places[half].address, Some(self.cache_bytes(cache)))
+            };
+            let (target, cache_bytes) = match part.target {
+                Target::Value(value) => (self.matrix(value, memory).address, None),
+                Target::Keys => in_cache(0),
+                Target::Values => in_cache(1),
+            };
+            HeadPartAt {
+                source: self.matrix(part.source, memory),
+                norm: part.norm.map(|norm| self.vector(norm.weight, norm.offset)),
+                turns: part.turns,
+                target,
+                cache_bytes,
+            }
+        };
+        Operation::Heads(HeadsAt {
+            parts: heads.parts.iter().map(part).collect(),
+            head_dim: heads.head_dim as u32,
+            rope: heads.rope.map(|at| self.rope(at)),
+            eps: heads.eps,
+            group: cache.map_or(0, |(cache, _)| cache.group),
+            halves: self.share.kv.dtype == KvType::F16,
+        })
+    }
+
+    fn rope(&self, node: usize) -> RopeAt {
+        let Op::Rope { table, .. } = &self.share.graph.nodes()[node].op else {
+            unreachable!("the group names a rotation")
+        };
+        let (_, place) = self.frequencies.iter().find(|(own, _)| own == table).expect("uploaded with the weights");
+        RopeAt {
+            frequencies: place.address,
+            pairs: table.inv_freq.len() as u32,
+            magnitude: table.magnitude,
+            neighbours: table.pairs == graph::RopePairs::Neighbours,
+        }
+    }
+
+    fn one(&self, node: &graph::Node, memory: &ProgramMemory) -> Operation {
+        let matrix = |value: ValueId| self.matrix(value, memory);
+        let out = || matrix(node.output.expect("this operation makes a value"));
+        let element = |op, kind, factor, a, b: Option<ValueId>| Operation::Element {
+            op,
+            kind,
+            factor,
+            a: matrix(a),
+            b: b.map(matrix),
+            out: out(),
+        };
+        match &node.op {
+            Op::RmsNorm { x, weight, group, eps, offset } => {
+                let weight = match weight {
+                    Some(weight) => self.vector(*weight, *offset),
+                    None => self.ones[group].address,
+                };
+                let norm = NormAt { weight, eps: *eps };
+                Operation::Norm { x: matrix(*x), norm, group: *group as u32, out: out() }
+            }
+            Op::Attention { cache: id, q, scale, softcap } => {
+                let cache = self.share.graph.cache(*id);
+                let [keys, values] = memory.caches[id.index()].expect("a cache that is read lies here");
+                let list = self.tile_list(*id, *q);
+                Operation::Attention(AttentionAt {
+                    q: matrix(*q),
+                    out: out(),
+                    keys: keys.address,
+                    values: values.address,
+                    cache_bytes: self.cache_bytes(cache),
+                    head_dim: cache.head_dim as u32,
+                    kv_heads: cache.kv_heads as u32,
+                    window: cache.window.map(|window| u32::try_from(window).unwrap_or(u32::MAX)),
+                    scale: *scale,
+                    softcap: *softcap,
+                    halves: self.share.kv.dtype == KvType::F16,
+                    list: memory.lists.iter().position(|own| *own == list).expect("listed with the memory"),
+                })
+            }
+            Op::Add { a, b } => element(elementwise::ADD, 0, 0.0, *a, Some(*b)),
+            Op::Mul { a, b } => element(elementwise::MUL, 0, 0.0, *a, Some(*b)),
+            Op::Activate { x, kind } => element(elementwise::ACTIVATE, kernels::activation(*kind), 0.0, *x, None),
+            Op::Scale { x, factor } => element(elementwise::SCALE, 0, *factor, *x, None),
+            Op::SoftCap { x, cap } => element(elementwise::SOFT_CAP, 0, *cap, *x, None),
+            Op::SelectOutputs { x } => Operation::Select { x: matrix(*x), out: out() },
+            Op::Embed { .. } | Op::Linear { .. } | Op::Rope { .. } | Op::KvWrite { .. } => {
+                unreachable!("part of a group, or written by the processor")
+            }
+        }
+    }
+
+    fn finish(self, memory: ProgramMemory, stages: Vec<StageProgram>) -> VulkanProgram {
+        let base = memory.read_address();
+        let addresses = Addresses {
+            positions: base + memory.layout.positions,
+            outputs: base + memory.layout.outputs,
+            places: memory.layout.places.iter().map(|at| base + at).collect(),
+            tiles: memory.layout.tiles.iter().map(|at| base + at).collect(),
+            tables: base + memory.layout.tables,
+            quants: memory.quants.address,
+            scales: memory.scales.address,
+            partial: memory.partial.address,
+        };
+        let graph = self.share.graph;
+        let caches = graph.caches().iter().zip(&memory.caches).filter_map(|(cache, places)| {
+            let block_bytes = self.cache_bytes(cache) / (self.share.kv.blocks[cache.group] as u64).max(1);
+            places.map(|places| CacheAt { group: cache.group, places, block_bytes })
+        });
+        VulkanProgram::new(
+            self.vulkan,
+            self.share.arithmetic,
+            stages,
+            crate::program::Owned {
+                caches: caches.collect(),
+                _weights: self.weight_slabs.expect("weights come first"),
+                memory: memory.slabs,
+                layout: memory.layout,
+                lists: memory.lists,
+                inbox: memory.inbox,
+                mirror: memory.mirror,
+                outbox: memory.outbox,
+                addresses,
+            },
+        )
+    }
+}
+
+impl ProgramMemory {
+    /// Where kernels read the inbox.
+    fn read_address(&self) -> u64 {
+        self.mirror.as_ref().map_or(self.inbox.address, |mirror| mirror.address)
+    }
+}
+
+/// A buffer the processor writes and, where that is not the device's own memory, one the kernels read.
+fn boxes(
+    context: &std::sync::Arc<crate::context::Context>,
+    bytes: u64,
+) -> Result<(Buffer, Option<Buffer>), VulkanError> {
+    let inbox = Buffer::new(context, bytes, Want::DeviceFromHost)?;
+    let mirror = if inbox.local { None } else { Some(Buffer::new(context, bytes, Want::Device)?) };
+    Ok((inbox, mirror))
+}
+
+fn push_new<T: PartialEq>(list: &mut Vec<T>, item: T) {
+    if !list.contains(&item) {
+        list.push(item);
+    }
+}

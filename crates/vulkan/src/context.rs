@@ -1,0 +1,246 @@
+//! The opened device: its queue, submitting and waiting, and what pipelines were made.
+
+use std::{
+    collections::HashMap,
+    path::PathBuf,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use ash::{khr, vk};
+
+use crate::{
+    capabilities::Capabilities,
+    error::VulkanError,
+    instance::Instance,
+    pipeline::{Pipeline, PipelineKey},
+};
+
+/// How long a submit may take before the device counts as lost. Submits are cut well below it, but a processor that
+/// plays a device compiles kernels while it runs them.
+const TIMEOUT: Duration = Duration::from_secs(300);
+
+/// How long a sleep lasts at most: lavapipe (Mesa 22.3) was seen to miss a wake-up where two threads wait.
+const SLEEP_NS: u64 = 5_000_000;
+
+/// How long a wait polls before it sleeps: a token of a small model is ready within this.
+const POLL: Duration = Duration::from_micros(2000);
+
+/// An opened device.
+pub(crate) struct Context {
+    pub(crate) device: ash::Device,
+    pub(crate) physical: vk::PhysicalDevice,
+    pub(crate) capabilities: Capabilities,
+    pub(crate) queue_family: u32,
+    pub(crate) cache: vk::PipelineCache,
+    pub(crate) cache_path: Option<PathBuf>,
+    pub(crate) pipelines: Mutex<HashMap<PipelineKey, Arc<Pipeline>>>,
+    queue: Mutex<Queue>,
+    timeline: vk::Semaphore,
+    /// Kept last, since the device belongs to it.
+    pub(crate) instance: Arc<Instance>,
+}
+
+struct Queue {
+    raw: vk::Queue,
+    /// The number of the last submit.
+    submitted: u64,
+}
+
+impl Context {
+    /// Opens a device. Pipelines are cached in a file of the folder `cache`.
+    pub(crate) fn open(
+        instance: Arc<Instance>,
+        physical: vk::PhysicalDevice,
+        capabilities: Capabilities,
+        cache: Option<PathBuf>,
+    ) -> Result<Context, VulkanError> {
+        let queue_family = queue_family(&instance.raw, physical)
+            .ok_or(VulkanError::Lacks { device: capabilities.name.clone(), feature: "a queue for compute" })?;
+        let device = device(&instance.raw, physical, &capabilities, queue_family)?;
+        // SAFETY: the family was created with one queue.
+        let raw = unsafe { device.get_device_queue(queue_family, 0) };
+        let mut kind =
+            vk::SemaphoreTypeCreateInfo::default().semaphore_type(vk::SemaphoreType::TIMELINE).initial_value(0);
+        let info = vk::SemaphoreCreateInfo::default().push_next(&mut kind);
+        // SAFETY: timeline semaphores are enabled.
+        let timeline = unsafe { device.create_semaphore(&info, None) }.map_err(VulkanError::of("vkCreateSemaphore"))?;
+        let cache_path = cache.map(|folder| folder.join(format!("{}.pipelines", capabilities.cache_id)));
+        let cache = crate::pipeline::open_cache(&device, cache_path.as_deref())?;
+        Ok(Context {
+            device,
+            physical,
+            capabilities,
+            queue_family,
+            cache,
+            cache_path,
+            pipelines: Mutex::default(),
+            queue: Mutex::new(Queue { raw, submitted: 0 }),
+            timeline,
+            instance,
+        })
+    }
+
+    fn queue(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Submits command buffers, one after another, and returns the number to wait for.
+    pub(crate) fn submit(&self, buffers: &[vk::CommandBuffer]) -> Result<u64, VulkanError> {
+        let mut queue = self.queue();
+        for buffer in buffers {
+            let number = queue.submitted + 1;
+            let commands = [vk::CommandBufferSubmitInfo::default().command_buffer(*buffer)];
+            let signals = [vk::SemaphoreSubmitInfo::default()
+                .semaphore(self.timeline)
+                .value(number)
+                .stage_mask(vk::PipelineStageFlags2::ALL_COMMANDS)];
+            let submit = vk::SubmitInfo2::default().command_buffer_infos(&commands).signal_semaphore_infos(&signals);
+            // SAFETY: the queue is locked, and the buffers are recorded and not pending: programs wait for each step.
+            unsafe { self.device.queue_submit2(queue.raw, &[submit], vk::Fence::null()) }
+                .map_err(VulkanError::of("vkQueueSubmit2"))?;
+            queue.submitted = number;
+        }
+        Ok(queue.submitted)
+    }
+
+    /// Waits for a submit: polls first, then sleeps.
+    pub(crate) fn wait(&self, number: u64) -> Result<(), VulkanError> {
+        let begin = Instant::now();
+        let (semaphores, values) = ([self.timeline], [number]);
+        let info = vk::SemaphoreWaitInfo::default().semaphores(&semaphores).values(&values);
+        loop {
+            // SAFETY: the semaphore belongs to the device.
+            let reached = unsafe { self.device.get_semaphore_counter_value(self.timeline) }
+                .map_err(VulkanError::of("vkGetSemaphoreCounterValue"))?;
+            if reached >= number {
+                return Ok(());
+            }
+            let waited = begin.elapsed();
+            if waited > TIMEOUT {
+                // A device that does not answer is as good as lost.
+                return Err(VulkanError::Call { call: "vkWaitSemaphores", result: vk::Result::ERROR_DEVICE_LOST });
+            }
+            if waited < POLL {
+                std::hint::spin_loop();
+                continue;
+            }
+            // SAFETY: as above.
+            match unsafe { self.device.wait_semaphores(&info, SLEEP_NS) } {
+                Ok(()) | Err(vk::Result::TIMEOUT) => {}
+                Err(result) => return Err(VulkanError::Call { call: "vkWaitSemaphores", result }),
+            }
+        }
+    }
+
+    /// A pool of command buffers.
+    pub(crate) fn command_pool(&self) -> Result<vk::CommandPool, VulkanError> {
+        let info = vk::CommandPoolCreateInfo::default().queue_family_index(self.queue_family);
+        // SAFETY: the family is the device's.
+        unsafe { self.device.create_command_pool(&info, None) }.map_err(VulkanError::of("vkCreateCommandPool"))
+    }
+
+    /// Records into a fresh command buffer of a pool. With `once` it is submitted once.
+    pub(crate) fn record(
+        &self,
+        pool: vk::CommandPool,
+        once: bool,
+        commands: impl FnOnce(vk::CommandBuffer),
+    ) -> Result<vk::CommandBuffer, VulkanError> {
+        let info = vk::CommandBufferAllocateInfo::default()
+            .command_pool(pool)
+            .level(vk::CommandBufferLevel::PRIMARY)
+            .command_buffer_count(1);
+        let usage =
+            if once { vk::CommandBufferUsageFlags::ONE_TIME_SUBMIT } else { vk::CommandBufferUsageFlags::empty() };
+        let begin = vk::CommandBufferBeginInfo::default().flags(usage);
+        // SAFETY: the pool is the caller's alone, and the buffer fresh.
+        unsafe {
+            let buffer =
+                self.device.allocate_command_buffers(&info).map_err(VulkanError::of("vkAllocateCommandBuffers"))?[0];
+            self.device.begin_command_buffer(buffer, &begin).map_err(VulkanError::of("vkBeginCommandBuffer"))?;
+            commands(buffer);
+            self.device.end_command_buffer(buffer).map_err(VulkanError::of("vkEndCommandBuffer"))?;
+            Ok(buffer)
+        }
+    }
+
+    /// Records, submits and waits, for what happens outside steps.
+    pub(crate) fn run_once(&self, commands: impl FnOnce(vk::CommandBuffer)) -> Result<(), VulkanError> {
+        let pool = self.command_pool()?;
+        let done = self
+            .record(pool, true, commands)
+            .and_then(|buffer| self.submit(&[buffer]))
+            .and_then(|number| self.wait(number));
+        // SAFETY: the wait is over: nothing of the pool is pending, or the device is lost.
+        unsafe { self.device.destroy_command_pool(pool, None) };
+        done
+    }
+}
+
+impl Drop for Context {
+    fn drop(&mut self) {
+        crate::pipeline::store_cache(self);
+        let pipelines = std::mem::take(&mut *self.pipelines.lock().unwrap_or_else(PoisonError::into_inner));
+        // SAFETY: programs hold the context by `Arc`, so none is left and nothing is pending; all is destroyed once.
+        unsafe {
+            let _ = self.device.device_wait_idle();
+            for pipeline in pipelines.values() {
+                self.device.destroy_pipeline(pipeline.raw, None);
+                self.device.destroy_pipeline_layout(pipeline.layout, None);
+            }
+            self.device.destroy_pipeline_cache(self.cache, None);
+            self.device.destroy_semaphore(self.timeline, None);
+            self.device.destroy_device(None);
+        }
+    }
+}
+
+/// A family of queues for compute: one without graphics where there is one.
+fn queue_family(instance: &ash::Instance, physical: vk::PhysicalDevice) -> Option<u32> {
+    // SAFETY: the handle comes from this instance.
+    let families = unsafe { instance.get_physical_device_queue_family_properties(physical) };
+    let with = |index: &usize| families[*index].queue_flags.contains(vk::QueueFlags::COMPUTE);
+    let graphics = |index: &usize| families[*index].queue_flags.contains(vk::QueueFlags::GRAPHICS);
+    (0..families.len()).filter(with).min_by_key(graphics).map(|index| index as u32)
+}
+
+fn device(
+    instance: &ash::Instance,
+    physical: vk::PhysicalDevice,
+    capabilities: &Capabilities,
+    queue_family: u32,
+) -> Result<ash::Device, VulkanError> {
+    let priorities = [1.0];
+    let queues = [vk::DeviceQueueCreateInfo::default().queue_family_index(queue_family).queue_priorities(&priorities)];
+    let matrix = capabilities.cooperative_matrix.is_some();
+    let mut extensions = Vec::new();
+    if capabilities.memory_budget {
+        extensions.push(ash::ext::memory_budget::NAME.as_ptr());
+    }
+    if matrix {
+        extensions.push(khr::cooperative_matrix::NAME.as_ptr());
+    }
+    let mut v12 = vk::PhysicalDeviceVulkan12Features::default()
+        .buffer_device_address(true)
+        .timeline_semaphore(true)
+        .shader_float16(matrix)
+        .vulkan_memory_model(matrix);
+    let mut v13 = vk::PhysicalDeviceVulkan13Features::default()
+        .subgroup_size_control(true)
+        .compute_full_subgroups(true)
+        .shader_integer_dot_product(true)
+        .synchronization2(true)
+        .maintenance4(true);
+    let mut matrices = vk::PhysicalDeviceCooperativeMatrixFeaturesKHR::default().cooperative_matrix(true);
+    let mut info = vk::DeviceCreateInfo::default()
+        .queue_create_infos(&queues)
+        .enabled_extension_names(&extensions)
+        .push_next(&mut v12)
+        .push_next(&mut v13);
+    if matrix {
+        info = info.push_next(&mut matrices);
+    }
+    // SAFETY: the features and extensions asked for are those the device reported; all pointers live through the call.
+    unsafe { instance.create_device(physical, &info, None) }.map_err(VulkanError::of("vkCreateDevice"))
+}

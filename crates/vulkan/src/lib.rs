@@ -1,0 +1,215 @@
+//! The Vulkan device.
+//!
+//! A share of a plan becomes a list of operations (modules `fuse` and `list`): products with the norms before them
+//! and the activation or sum after them, heads with their norms, rotation and cache, attention. For each size of step
+//! the list becomes a command buffer, recorded once and submitted again: what changes from step to step (positions,
+//! block tables) lies in a buffer that the processor writes (module `inbox`). Addresses of memory travel in push
+//! constants; there are no descriptor sets.
+//!
+//! ```text
+//!   Graph --fuse--> groups --compile--> operations --list--> dispatches --record--> command buffers
+//!                                (addresses)       (a size of step)          (barriers, cuts)
+//! ```
+//!
+//! Weights are packed once, when the share is compiled (module `pack`), with quants apart from scales. Products of
+//! quantised weights and few rows use integers, with activations rounded to 8 bits in groups of 32; with many rows they
+//! use matrix units where the device has them, halves summed in floats, and floats elsewhere. With
+//! [`graph::Arithmetic::F32`] all is floats. Kernels are chosen by [`Capabilities`] and by nothing else: each capability
+//! with a fallback can be left unused, so that what one device runs can be tested on another.
+//!
+//! The loader is found at run time. A machine without Vulkan gets an error that says so, and the program needs no
+//! library of Vulkan to start. Shaders are compiled beforehand (`cargo xtask shaders` checks that they are those of
+//! their sources).
+//!
+//! Not promised, unlike by the CPU device: the same bits for a row whatever runs beside it. Kernels for few rows and for
+//! many sum in different orders.
+//!
+//! ```no_run
+//! use graph::Device;
+//! let vulkan = vulkan::Vulkan::open(vulkan::VulkanOptions::default())?;
+//! println!("{}: {}", vulkan.name(), vulkan.capabilities().name);
+//! # Ok::<(), vulkan::VulkanError>(())
+//! ```
+
+mod capabilities;
+mod compile;
+mod context;
+mod error;
+mod fuse;
+mod inbox;
+mod instance;
+mod kernels;
+mod list;
+mod memory;
+mod pack;
+mod pipeline;
+mod profile;
+mod program;
+mod rates;
+mod record;
+mod shaders;
+mod upload;
+
+use std::{
+    ops::Range,
+    path::PathBuf,
+    sync::{Arc, OnceLock},
+};
+
+use ash::vk;
+use graph::{Arithmetic, Device, DeviceError, Graph, Limits, Memory, NodeId, Op, Program, Rates, Share, Weight};
+
+pub use capabilities::{Capabilities, Kind, MatrixShape, OPTIONAL};
+pub use error::VulkanError;
+pub use instance::validation_complaints;
+pub use profile::KernelTime;
+
+use context::Context;
+use instance::Instance;
+use profile::Profile;
+
+/// How the device is set up.
+#[derive(Clone, Debug, Default)]
+pub struct VulkanOptions {
+    /// The device's number in [`list`]; `None` takes the first that is no software.
+    pub index: Option<usize>,
+    /// Capabilities to leave unused, of [`OPTIONAL`].
+    pub without: Vec<String>,
+    /// Whether the validation layer watches, where it is installed.
+    pub validation: bool,
+    /// Folder of the pipeline cache; `None` keeps none.
+    pub cache: Option<PathBuf>,
+    /// Whether kernels are timed: see [`Vulkan::profile`].
+    pub profile: bool,
+}
+
+/// What [`list`] tells of a device.
+#[derive(Clone, Debug)]
+pub struct Listed {
+    /// What it can do, or what it lacks.
+    pub capabilities: Result<Capabilities, VulkanError>,
+}
+
+/// The devices of this machine, in the order of their numbers.
+///
+/// # Errors
+/// Where there is no Vulkan.
+pub fn list() -> Result<Vec<Listed>, VulkanError> {
+    let candidates = Instance::load(false)?.candidates()?;
+    Ok(candidates.into_iter().map(|one| Listed { capabilities: one.capabilities }).collect())
+}
+
+/// An opened device. Programs compiled by it share its queue and pipelines.
+pub struct Vulkan {
+    name: String,
+    context: Arc<Context>,
+    profile: Arc<Profile>,
+    rates: OnceLock<Rates>,
+}
+
+impl Vulkan {
+    /// Opens a device.
+    ///
+    /// # Errors
+    /// Where there is none, it lacks what every kernel needs, or a call fails.
+    pub fn open(options: VulkanOptions) -> Result<Vulkan, VulkanError> {
+        let instance = Instance::load(options.validation)?;
+        let (physical, capabilities) = instance.choose(options.index)?;
+        let capabilities = capabilities.without(&options.without)?;
+        let context = Context::open(instance, physical, capabilities, options.cache)?;
+        Ok(Vulkan {
+            name: options.index.map_or("vulkan".to_owned(), |index| format!("vulkan:{index}")),
+            context: Arc::new(context),
+            profile: Arc::new(Profile::new(options.profile)),
+            rates: OnceLock::new(),
+        })
+    }
+
+    /// What it can do, as far as it is used.
+    pub fn capabilities(&self) -> &Capabilities {
+        &self.context.capabilities
+    }
+
+    /// Whether the validation layer watches.
+    pub fn is_validated(&self) -> bool {
+        self.context.instance.validates()
+    }
+
+    /// Measures the bandwidth of reading memory, once; later calls return the same.
+    ///
+    /// # Errors
+    /// Where memory for it cannot be had, or the device fails.
+    pub fn measure(&self) -> Result<Rates, VulkanError> {
+        if let Some(rates) = self.rates.get() {
+            return Ok(*rates);
+        }
+        let rates = Rates { read_bytes_per_s: rates::read_bandwidth(&self.context)?, int8_ops_per_s: None };
+        Ok(*self.rates.get_or_init(|| rates))
+    }
+
+    /// Times of kernels since the last call, the longest first; none where it was opened without.
+    pub fn profile(&self) -> Vec<KernelTime> {
+        self.profile.drain()
+    }
+
+    /// An error of this device while it was given `bytes` bytes for `what`.
+    fn fail(&self, error: VulkanError, what: &str, bytes: u64) -> DeviceError {
+        match error {
+            VulkanError::Call {
+                result: vk::Result::ERROR_OUT_OF_DEVICE_MEMORY | vk::Result::ERROR_OUT_OF_HOST_MEMORY,
+                ..
+            } => DeviceError::OutOfMemory { device: self.name.clone(), what: what.to_owned(), bytes },
+            error => error.for_plan(&self.name),
+        }
+    }
+}
+
+impl Device for Vulkan {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn memory(&self) -> Memory {
+        memory::memory(&self.context)
+    }
+
+    fn rates(&self) -> Option<Rates> {
+        self.rates.get().copied()
+    }
+
+    fn supports(&self, graph: &Graph, node: NodeId) -> Result<(), String> {
+        match &graph.node(node).op {
+            Op::Attention { cache, .. } | Op::KvWrite { cache, .. } => match graph.cache(*cache).head_dim {
+                head_dim if head_dim % 8 == 0 && head_dim <= 256 => Ok(()),
+                head_dim => Err(format!("attention with heads of {head_dim}: multiples of 8 up to 256 are supported")),
+            },
+            Op::Rope { head_dim, .. } if *head_dim > 1024 => {
+                Err(format!("rotation of heads of {head_dim}: up to 1024 are supported"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn phases(&self, graph: &Graph, nodes: Range<usize>) -> Vec<usize> {
+        fuse::phase_indices(graph, nodes)
+    }
+
+    fn weight_bytes(&self, graph: &Graph, node: NodeId, weight: &Weight, arithmetic: Arithmetic) -> u64 {
+        match &graph.node(node).op {
+            // Rows of the table are looked up in the mapped file.
+            Op::Embed { .. } => 0,
+            Op::Linear { weight: matrix, .. } if std::ptr::eq(graph.weight(*matrix), weight) => {
+                compile::matrix_bytes(weight, arithmetic)
+            }
+            _ => compile::vector_bytes(weight.cols),
+        }
+    }
+
+    fn scratch_bytes(&self, graph: &Graph, limits: &Limits) -> u64 {
+        compile::scratch_bytes(self, graph, limits)
+    }
+
+    fn compile(&self, share: &Share<'_>, progress: &mut dyn FnMut(u64)) -> Result<Box<dyn Program>, DeviceError> {
+        Ok(Box::new(compile::compile(self, share, progress)?))
+    }
+}

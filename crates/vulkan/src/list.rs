@@ -1,0 +1,706 @@
+//! A compiled stage as a list of operations with addresses, and what each becomes for a step of given size: dispatches.
+
+use graph::{Activation, Arithmetic, Rows};
+
+use crate::{
+    capabilities::{Capabilities, Kind},
+    kernels::{self, Dispatch, elementwise, epilogue, form},
+    pack::Format,
+    shaders::Shader,
+};
+
+/// A value's place: `[rows, width]` of `f32` at an address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Matrix {
+    pub(crate) address: u64,
+    pub(crate) width: u32,
+    pub(crate) rows: Rows,
+}
+
+/// A norm with its weight on the device.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct NormAt {
+    pub(crate) weight: u64,
+    pub(crate) eps: f32,
+}
+
+/// A product with its weight on the device.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct LinearAt {
+    pub(crate) weight: u64,
+    pub(crate) format: Format,
+    pub(crate) bias: Option<u64>,
+    pub(crate) out: Matrix,
+}
+
+/// What becomes of products.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum AfterAt {
+    Nothing,
+    Gated { kind: Activation, out: Matrix },
+    Residual { residual: Matrix, out: Matrix },
+}
+
+/// Products of one input.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct ProductAt {
+    pub(crate) x: Matrix,
+    pub(crate) addend: Option<(Matrix, Option<NormAt>)>,
+    pub(crate) sum: Option<Matrix>,
+    pub(crate) norm: Option<NormAt>,
+    pub(crate) input: Matrix,
+    pub(crate) input_is_read: bool,
+    pub(crate) linears: Vec<LinearAt>,
+    pub(crate) after: AfterAt,
+}
+
+/// A part of heads: where from, its norm, whether it turns, where to.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct HeadPartAt {
+    pub(crate) source: Matrix,
+    pub(crate) norm: Option<u64>,
+    pub(crate) turns: bool,
+    pub(crate) target: u64,
+    /// Bytes of the cache where it goes there.
+    pub(crate) cache_bytes: Option<u64>,
+}
+
+/// A rope table on the device.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct RopeAt {
+    pub(crate) frequencies: u64,
+    pub(crate) pairs: u32,
+    pub(crate) magnitude: f32,
+    pub(crate) neighbours: bool,
+}
+
+/// Heads between their products and attention.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct HeadsAt {
+    pub(crate) parts: Vec<HeadPartAt>,
+    pub(crate) head_dim: u32,
+    pub(crate) rope: Option<RopeAt>,
+    pub(crate) eps: f32,
+    /// Index of the cache's group; 0 where there is none.
+    pub(crate) group: usize,
+    /// Whether the cache holds halves.
+    pub(crate) halves: bool,
+}
+
+/// Attention.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct AttentionAt {
+    pub(crate) q: Matrix,
+    pub(crate) out: Matrix,
+    pub(crate) keys: u64,
+    pub(crate) values: u64,
+    pub(crate) cache_bytes: u64,
+    pub(crate) head_dim: u32,
+    pub(crate) kv_heads: u32,
+    pub(crate) window: Option<u32>,
+    pub(crate) scale: f32,
+    pub(crate) softcap: Option<f32>,
+    pub(crate) halves: bool,
+    /// Index of its list of tiles.
+    pub(crate) list: usize,
+}
+
+/// An operation of a stage.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Operation {
+    Product(ProductAt),
+    Heads(HeadsAt),
+    Attention(AttentionAt),
+    /// A norm over runs of `group` elements.
+    Norm {
+        x: Matrix,
+        norm: NormAt,
+        group: u32,
+        out: Matrix,
+    },
+    /// By element: the operation's and the activation's number, and a factor.
+    Element {
+        op: u32,
+        kind: u32,
+        factor: f32,
+        a: Matrix,
+        b: Option<Matrix>,
+        out: Matrix,
+    },
+    /// The wanted rows.
+    Select {
+        x: Matrix,
+        out: Matrix,
+    },
+}
+
+/// The size of a step, as far as dispatches depend on it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Bucket {
+    pub(crate) stage: usize,
+    pub(crate) tokens: u32,
+    pub(crate) outputs: u32,
+    /// Tiles of each list.
+    pub(crate) tiles: Vec<u32>,
+    /// Whether a sequence has more than one row.
+    pub(crate) many: bool,
+    /// Tokens of the longest sequence, rounded up to a power of two.
+    pub(crate) longest: u32,
+}
+
+/// What dispatches are made with.
+pub(crate) struct Lister<'a> {
+    pub(crate) capabilities: &'a Capabilities,
+    pub(crate) arithmetic: Arithmetic,
+    pub(crate) bucket: &'a Bucket,
+    pub(crate) addresses: &'a Addresses,
+    pub(crate) list: Vec<Dispatch>,
+}
+
+/// Memory that belongs to the program and not to one operation.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Addresses {
+    pub(crate) positions: u64,
+    pub(crate) outputs: u64,
+    pub(crate) places: Vec<u64>,
+    pub(crate) tiles: Vec<u64>,
+    pub(crate) tables: u64,
+    /// Prepared inputs of products: bytes or halves, and their scales.
+    pub(crate) quants: u64,
+    pub(crate) scales: u64,
+    /// Shares of attention.
+    pub(crate) partial: u64,
+}
+
+/// Rows of activations up to which a product unpacks the weight in registers.
+pub(crate) const GEMV_ROWS: u32 = 16;
+
+/// Invocations of the workgroups of attention: keys of a chunk.
+pub(crate) const ATTENTION_WIDTH: u32 = 128;
+
+/// Queries of a tile of attention, at most.
+pub(crate) const TILE_QUERIES: u32 = 8;
+
+/// Rows of a sequence in a tile of attention, where KV heads are shared by `group` query heads.
+pub(crate) fn tile_rows(group: usize) -> usize {
+    (TILE_QUERIES as usize / group).max(1)
+}
+
+/// Workgroups that fill a device: attention divides keys up to this number.
+pub(crate) fn full(capabilities: &Capabilities) -> u32 {
+    match capabilities.kind {
+        Kind::Discrete | Kind::Virtual => 512,
+        Kind::Integrated => 48,
+        Kind::Software => 16,
+    }
+}
+
+/// How a product is computed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Method {
+    Gemv { integer: bool },
+    Gemm,
+    GemmMatrix,
+}
+
+impl Method {
+    fn form(self) -> u32 {
+        match self {
+            Method::Gemv { integer: true } => form::BYTES,
+            Method::Gemv { integer: false } | Method::Gemm => form::FLOATS,
+            Method::GemmMatrix => form::HALVES,
+        }
+    }
+}
+
+fn bits(value: bool) -> u32 {
+    u32::from(value)
+}
+
+impl Lister<'_> {
+    /// Appends the dispatches of an operation.
+    pub(crate) fn add(&mut self, operation: &Operation) {
+        match operation {
+            Operation::Product(product) => self.product(product),
+            Operation::Heads(heads) => self.heads(heads),
+            Operation::Attention(attention) => self.attention(attention),
+            Operation::Norm { x, norm, group, out } => self.norm(x, *norm, *group, out),
+            Operation::Element { op, kind, factor, a, b, out } => self.element(*op, *kind, *factor, a, *b, out),
+            Operation::Select { x, out } => self.select(x, out),
+        }
+    }
+
+    fn count(&self, rows: Rows) -> u32 {
+        match rows {
+            Rows::Tokens => self.bucket.tokens,
+            Rows::Outputs => self.bucket.outputs,
+        }
+    }
+
+    fn range(&self, matrix: &Matrix) -> std::ops::Range<u64> {
+        let bytes = u64::from(self.count(matrix.rows)) * u64::from(matrix.width) * 4;
+        matrix.address..matrix.address + bytes
+    }
+
+    fn push(&mut self, mut dispatch: Dispatch, reads: &[&Matrix], writes: &[&Matrix]) {
+        dispatch.reads.extend(reads.iter().map(|matrix| self.range(matrix)));
+        dispatch.writes.extend(writes.iter().map(|matrix| self.range(matrix)));
+        if dispatch.groups.iter().all(|groups| *groups > 0) {
+            self.list.push(dispatch);
+        }
+    }
+
+    fn method(&self, linear: &LinearAt, cols: u32, count: u32) -> Method {
+        let fast = self.arithmetic == Arithmetic::Fast;
+        if count <= GEMV_ROWS {
+            Method::Gemv { integer: fast && self.capabilities.integer_dot && !linear.format.is_float() }
+        } else if fast
+            && self.capabilities.cooperative_matrix.is_some()
+            && linear.format != Format::F32
+            && cols.is_multiple_of(32)
+        {
+            Method::GemmMatrix
+        } else {
+            Method::Gemm
+        }
+    }
+
+    fn product(&mut self, product: &ProductAt) {
+        let count = self.count(product.x.rows);
+        if count == 0 {
+            return;
+        }
+        let cols = product.input.width;
+        let methods: Vec<Method> = product.linears.iter().map(|linear| self.method(linear, cols, count)).collect();
+        let forms = methods.iter().fold(0, |forms, method| forms | method.form());
+        // The floats that products read: what was summed or given, unless a norm comes after.
+        let plain = product.sum.unwrap_or(product.x);
+        let floats = if product.norm.is_some() { product.input } else { plain };
+        self.prepare(product, count, forms);
+
+        let mut done = vec![false; methods.len()];
+        for first in 0..methods.len() {
+            if done[first] {
+                continue;
+            }
+            let kind = (product.linears[first].format, methods[first], product.linears[first].bias.is_some());
+            let same: Vec<usize> = (first..methods.len())
+                .filter(|i| {
+                    let linear = &product.linears[*i];
+                    !done[*i] && (linear.format, methods[*i], linear.bias.is_some()) == kind
+                })
+                .take(3)
+                .collect();
+            same.iter().for_each(|i| done[*i] = true);
+            let parts: Vec<&LinearAt> = same.iter().map(|i| &product.linears[*i]).collect();
+            self.linears(&parts, kind.1, &floats, count, product.after);
+        }
+        if let AfterAt::Gated { kind, out } = product.after
+            && !(methods[0] == methods[1] && self.gates(&product.linears, methods[0]))
+        {
+            let (gate, up) = (product.linears[0].out, product.linears[1].out);
+            self.element(elementwise::GATED, kernels::activation(kind), 0.0, &gate, Some(up), &out);
+        }
+    }
+
+    /// Whether gate and up are one kernel that applies the activation.
+    fn gates(&self, linears: &[LinearAt], method: Method) -> bool {
+        matches!(method, Method::Gemv { .. })
+            && linears.len() == 2
+            && linears[0].format == linears[1].format
+            && linears[0].bias.is_some() == linears[1].bias.is_some()
+            && self.count(linears[0].out.rows) <= 8
+    }
+
+    fn prepare(&mut self, product: &ProductAt, count: u32, forms: u32) {
+        let width = product.input.width;
+        let mut write = forms & (form::BYTES | form::HALVES);
+        if product.norm.is_some() && (forms & form::FLOATS != 0 || product.input_is_read) {
+            write |= form::FLOATS;
+        }
+        if write == 0 && product.addend.is_none() {
+            return;
+        }
+        let addend = match product.addend {
+            None => 0,
+            Some((_, None)) => 1,
+            Some((_, Some(_))) => 2,
+        };
+        let (y, first) = product.addend.map_or((None, None), |(y, norm)| (Some(y), norm));
+        let push = kernels::Prepare {
+            x: product.x.address,
+            y: y.map_or(0, |y| y.address),
+            w1: first.map_or(0, |norm| norm.weight),
+            w2: product.norm.map_or(0, |norm| norm.weight),
+            sum: product.sum.map_or(0, |sum| sum.address),
+            floats: product.input.address,
+            quants: self.addresses.quants,
+            scales: self.addresses.scales,
+            width,
+            eps1: first.map_or(0.0, |norm| norm.eps),
+            eps2: product.norm.map_or(0.0, |norm| norm.eps),
+            rows: count,
+        };
+        let (invocations, each) = row_width(width, self.capabilities);
+        let constants = vec![
+            (0, invocations),
+            (1, addend),
+            (2, bits(product.sum.is_some())),
+            (3, bits(product.norm.is_some())),
+            (4, write),
+            (5, each),
+            (6, bits(!width.is_multiple_of(4))),
+        ];
+        let mut dispatch = Dispatch::new(Shader::Prepare, constants, &push, rows_of_groups(count));
+        if write & form::BYTES != 0 {
+            let bytes = u64::from(count) * u64::from(width);
+            dispatch.writes.push(self.addresses.quants..self.addresses.quants + bytes);
+            dispatch.writes.push(self.addresses.scales..self.addresses.scales + bytes / 4);
+        }
+        if write & form::HALVES != 0 {
+            let bytes = u64::from(count) * u64::from(width) * 2;
+            dispatch.writes.push(self.addresses.quants..self.addresses.quants + bytes);
+            dispatch.writes.push(self.addresses.scales..self.addresses.scales + u64::from(count) * 8);
+        }
+        dispatch.label = format!("prepare {width}");
+        let mut reads = vec![&product.x];
+        reads.extend(y.as_ref());
+        let mut writes = Vec::new();
+        writes.extend(product.sum.as_ref());
+        if write & form::FLOATS != 0 {
+            writes.push(&product.input);
+        }
+        self.push(dispatch, &reads, &writes);
+    }
+
+    /// Up to three products of one format and method, side by side.
+    fn linears(&mut self, parts: &[&LinearAt], method: Method, floats: &Matrix, count: u32, after: AfterAt) {
+        let cols = floats.width;
+        let gated = match after {
+            AfterAt::Gated { kind, out } if parts.len() == 2 => {
+                let both: Vec<LinearAt> = parts.iter().map(|part| **part).collect();
+                self.gates(&both, method).then_some((kind, out))
+            }
+            _ => None,
+        };
+        let residual = match after {
+            AfterAt::Residual { residual, out } => Some((residual, out)),
+            _ => None,
+        };
+        let mut push = kernels::Product {
+            x: if method.form() == form::FLOATS { floats.address } else { self.addresses.quants },
+            scales: self.addresses.scales,
+            residual: residual.map_or(0, |(residual, _)| residual.address),
+            cols,
+            count,
+            ..Default::default()
+        };
+        let mut outs: Vec<Matrix> = Vec::new();
+        for (i, part) in parts.iter().enumerate() {
+            let out = residual.map(|(_, out)| out).or(gated.map(|(_, out)| out)).unwrap_or(part.out);
+            push.weight[i] = part.weight;
+            push.result[i] = out.address;
+            push.bias[i] = part.bias.unwrap_or(0);
+            push.rows[i] = part.out.width;
+            outs.push(out);
+        }
+        let what = if gated.is_some() {
+            epilogue::GATED
+        } else if residual.is_some() {
+            epilogue::RESIDUAL
+        } else {
+            epilogue::STORE
+        };
+        let constants = vec![
+            (0, parts[0].format as u32),
+            (2, parts.len() as u32),
+            (3, bits(parts[0].bias.is_some())),
+            (4, what),
+            (5, gated.map_or(0, |(kind, _)| kernels::activation(kind))),
+        ];
+        let mut dispatch = self.product_dispatch(method, constants, &push, parts.len(), gated.is_some());
+        let rows: u64 = push.rows.iter().map(|rows| u64::from(*rows)).sum();
+        dispatch.work = 2 * rows * u64::from(cols) * u64::from(count);
+        dispatch.label = format!("{} {:?} {rows}x{cols} by {count}", dispatch.label, parts[0].format);
+        let mut reads: Vec<&Matrix> = residual.iter().map(|(residual, _)| residual).collect();
+        if method.form() == form::FLOATS {
+            reads.push(floats);
+        } else {
+            let scale = if method == Method::GemmMatrix { 2 } else { 1 };
+            let bytes = u64::from(count) * u64::from(cols) * scale;
+            dispatch.reads.push(self.addresses.quants..self.addresses.quants + bytes);
+            dispatch.reads.push(self.addresses.scales..self.addresses.scales + bytes / 4);
+        }
+        self.push(dispatch, &reads, &outs.iter().collect::<Vec<_>>());
+    }
+
+    fn product_dispatch(
+        &self,
+        method: Method,
+        mut constants: Vec<(u32, u32)>,
+        push: &kernels::Product,
+        parts: usize,
+        gated: bool,
+    ) -> Dispatch {
+        let tiles = |size: u32| push.rows[..parts].iter().map(|rows| rows.div_ceil(size)).sum::<u32>();
+        let ragged = bits(!push.cols.is_multiple_of(32));
+        match method {
+            Method::Gemv { integer } => {
+                let columns = [1, 2, 3, 4, 6, 8, 12, 16].into_iter().find(|n| *n >= push.count).unwrap_or(GEMV_ROWS);
+                let (rows, ahead) = self.gemv_rows(push, parts, gated, columns);
+                let invocations = 4 * self.capabilities.subgroup;
+                let groups = if gated { push.rows[0].div_ceil(rows) } else { tiles(rows) };
+                constants.extend([(1, invocations), (6, rows), (7, columns), (8, bits(integer)), (9, ragged), (10, ahead)]);
+                Dispatch::new(Shader::Gemv, constants, push, [groups.div_ceil(4), 1, 1])
+            }
+            Method::Gemm => {
+                constants.push((9, ragged));
+                Dispatch::new(Shader::Gemm, constants, push, [tiles(64), push.count.div_ceil(64), 1])
+            }
+            Method::GemmMatrix => {
+                let shape = self.capabilities.cooperative_matrix.expect("the method was chosen for it");
+                let (tile_m, tile_n) = (128, if push.count <= 32 { 32 } else { 64 });
+                let (warp_m, warp_n) = (32, 32.min(tile_n));
+                let subgroups = (tile_m / warp_m) * (tile_n / warp_n);
+                constants.extend([
+                    (1, subgroups * self.capabilities.subgroup),
+                    (6, tile_m),
+                    (7, tile_n),
+                    (8, warp_m),
+                    (10, warp_n),
+                    (11, shape.m),
+                    (12, shape.n),
+                    (13, shape.k),
+                    (14, subgroups),
+                ]);
+                let groups = [push.count.div_ceil(tile_n), tiles(tile_m), 1];
+                Dispatch::new(Shader::GemmMatrix, constants, push, groups)
+            }
+        }
+    }
+
+    /// Rows of the weight a subgroup takes, and how many blocks it loads ahead: rows share the activations that are
+    /// loaded, but there have to be subgroups enough to keep memory busy.
+    fn gemv_rows(&self, push: &kernels::Product, parts: usize, gated: bool, columns: u32) -> (u32, u32) {
+        let total = if gated { push.rows[0] } else { push.rows[..parts].iter().sum() };
+        let wanted = match self.capabilities.kind {
+            Kind::Discrete | Kind::Virtual => 4096,
+            Kind::Integrated => 512,
+            Kind::Software => 8,
+        };
+        let most = if gated || columns > 4 { 2 } else { 4 };
+        let rows = [4, 2, 1].into_iter().find(|rows| *rows <= most && total / rows >= wanted).unwrap_or(1);
+        let ahead = if columns > 2 { 1 } else { most / rows };
+        (rows, ahead)
+    }
+
+    fn norm(&mut self, x: &Matrix, norm: NormAt, group: u32, out: &Matrix) {
+        let rows = self.count(x.rows) * (x.width / group);
+        let push = kernels::Prepare {
+            x: x.address,
+            w2: norm.weight,
+            floats: out.address,
+            width: group,
+            eps2: norm.eps,
+            rows,
+            ..Default::default()
+        };
+        let (invocations, each) = row_width(group, self.capabilities);
+        let ragged = bits(!group.is_multiple_of(4));
+        let constants =
+            vec![(0, invocations), (1, 0), (2, 0), (3, 1), (4, form::FLOATS), (5, each), (6, ragged)];
+        let mut dispatch = Dispatch::new(Shader::Prepare, constants, &push, rows_of_groups(rows));
+        dispatch.label = format!("norm {group}");
+        self.push(dispatch, &[x], &[out]);
+    }
+
+    fn element(&mut self, op: u32, kind: u32, factor: f32, a: &Matrix, b: Option<Matrix>, out: &Matrix) {
+        let count = self.count(out.rows) * out.width;
+        let push = kernels::Elementwise {
+            a: a.address,
+            b: b.map_or(0, |b| b.address),
+            result: out.address,
+            count,
+            width: out.width,
+            factor,
+            padding: 0,
+        };
+        let groups = [count.div_ceil(256).min(16384), 1, 1];
+        let mut dispatch = Dispatch::new(Shader::Elementwise, vec![(0, op), (1, kind)], &push, groups);
+        dispatch.label = format!("elementwise {op}");
+        let mut reads = vec![a];
+        reads.extend(b.as_ref());
+        self.push(dispatch, &reads, &[out]);
+    }
+
+    fn select(&mut self, x: &Matrix, out: &Matrix) {
+        let rows = Matrix { address: self.addresses.outputs, width: 1, rows: Rows::Outputs };
+        self.element(elementwise::SELECT, 0, 0.0, x, Some(rows), out);
+        // It reads rows of the step, whatever their number.
+        let range = self.range(x);
+        if let Some(last) = self.list.last_mut()
+            && self.bucket.outputs > 0
+        {
+            last.reads.push(range);
+        }
+    }
+
+    fn heads(&mut self, heads: &HeadsAt) {
+        let mut push = kernels::Heads {
+            frequencies: heads.rope.map_or(0, |rope| rope.frequencies),
+            positions: self.addresses.positions,
+            places: self.addresses.places.get(heads.group).copied().unwrap_or(0),
+            eps: heads.eps,
+            magnitude: heads.rope.map_or(1.0, |rope| rope.magnitude),
+            ..Default::default()
+        };
+        let (mut norm, mut rope, mut cache) = (0, 0, 0);
+        let mut total = 0;
+        let mut reads = Vec::new();
+        let mut writes = Vec::new();
+        let rows = heads.parts[0].source.rows;
+        for (i, part) in heads.parts.iter().enumerate() {
+            let count = part.source.width / heads.head_dim;
+            push.source[i] = part.source.address;
+            push.weight[i] = part.norm.unwrap_or(0);
+            push.target[i] = part.target;
+            push.heads[i] = count;
+            norm |= bits(part.norm.is_some()) << i;
+            rope |= bits(part.turns) << i;
+            cache |= bits(part.cache_bytes.is_some()) << i;
+            total += count;
+            reads.push(self.range(&part.source));
+            writes.push(match part.cache_bytes {
+                Some(bytes) => part.target..part.target + bytes,
+                None => self.range(&Matrix { address: part.target, ..part.source }),
+            });
+        }
+        let constants = vec![
+            (0, heads.head_dim),
+            (1, norm),
+            (2, rope),
+            (3, cache),
+            (4, bits(heads.halves)),
+            (5, bits(heads.rope.is_some_and(|rope| rope.neighbours))),
+            (6, heads.rope.map_or(0, |rope| rope.pairs)),
+        ];
+        let mut dispatch = Dispatch::new(Shader::Heads, constants, &push, [total, self.count(rows), 1]);
+        (dispatch.reads, dispatch.writes) = (reads, writes);
+        self.push(dispatch, &[], &[]);
+    }
+
+    fn attention(&mut self, at: &AttentionAt) {
+        let heads = at.q.width / at.head_dim;
+        let group = heads / at.kv_heads;
+        let tile_heads = group.min(TILE_QUERIES);
+        let many = self.bucket.many;
+        let queries = if many { TILE_QUERIES } else { tile_heads };
+        let tiles = self.bucket.tiles[at.list];
+        let columns = at.kv_heads * group.div_ceil(tile_heads);
+        // Keys that a tile may see, in chunks.
+        let seen = at
+            .window
+            .map_or(self.bucket.longest, |window| self.bucket.longest.min(window.saturating_add(TILE_QUERIES)));
+        let chunks = seen.div_ceil(ATTENTION_WIDTH);
+        let splits = (full(self.capabilities) / (tiles * columns).max(1)).clamp(1, chunks.max(1));
+        let push = kernels::Attention {
+            q: at.q.address,
+            keys: at.keys,
+            values: at.values,
+            result: at.out.address,
+            tiles: self.addresses.tiles[at.list],
+            tables: self.addresses.tables,
+            partial: self.addresses.partial,
+            heads,
+            kv_heads: at.kv_heads,
+            window: at.window.unwrap_or(0),
+            splits,
+            scale: at.scale,
+            cap: at.softcap.unwrap_or(0.0),
+        };
+        let constants = vec![
+            (0, ATTENTION_WIDTH),
+            (1, at.head_dim),
+            (2, queries),
+            (3, tile_heads),
+            (4, group),
+            (5, bits(at.halves)),
+            (6, bits(at.softcap.is_some())),
+            // A processor hides no latency, and takes long to compile what is unrolled.
+            (7, if self.capabilities.kind == Kind::Software { 1 } else { 8 }),
+            (8, bits(splits > 1)),
+        ];
+        let mut dispatch = Dispatch::new(Shader::Attention, constants, &push, [tiles, columns, splits]);
+        dispatch.work = 4 * u64::from(seen) * u64::from(at.q.width) * u64::from(self.bucket.tokens);
+        dispatch.reads.extend([at.keys..at.keys + at.cache_bytes, at.values..at.values + at.cache_bytes]);
+        dispatch.label = format!("attention {} {}", at.head_dim, at.window.map_or("whole", |_| "window"));
+        if splits == 1 {
+            self.push(dispatch, &[&at.q], &[&at.out]);
+            return;
+        }
+        let entries = self.bucket.tokens * heads;
+        let bytes = u64::from(entries) * u64::from(splits) * u64::from(at.head_dim + 2) * 4;
+        let partial = self.addresses.partial..self.addresses.partial + bytes;
+        dispatch.writes.push(partial.clone());
+        self.push(dispatch, &[&at.q], &[]);
+        let push = kernels::Merge { partial: partial.start, result: at.out.address, splits, padding: 0 };
+        let mut merge = Dispatch::new(Shader::Merge, vec![(0, at.head_dim)], &push, [entries, 1, 1]);
+        merge.reads.push(partial);
+        self.push(merge, &[], &[&at.out]);
+    }
+}
+
+/// Bytes of shares of attention, at most: a tile is divided only while workgroups are few.
+pub(crate) fn partial_bytes(capabilities: &Capabilities, head_dim: usize) -> u64 {
+    u64::from(full(capabilities)) * u64::from(TILE_QUERIES) * (head_dim as u64 + 2) * 4
+}
+
+/// Invocations for a row of `width` elements, and how many words of four elements each holds.
+fn row_width(width: u32, capabilities: &Capabilities) -> (u32, u32) {
+    let words = width.div_ceil(4);
+    let invocations = words.next_power_of_two().clamp(32, 512).next_multiple_of(capabilities.subgroup);
+    (invocations, words.div_ceil(invocations))
+}
+
+/// Workgroups for as many rows, in two dimensions, since one may be limited to 65,535.
+fn rows_of_groups(rows: u32) -> [u32; 3] {
+    let x = rows.min(32768);
+    [x, rows.div_ceil(x.max(1)), 1]
+}
+
+impl Addresses {
+    /// Shows every address to `visit`.
+    pub(crate) fn visit(&mut self, visit: &dyn Fn(&mut u64)) {
+        let Addresses { positions, outputs, places, tiles, tables, quants, scales, partial } = self;
+        [positions, outputs, tables, quants, scales, partial].into_iter().for_each(visit);
+        places.iter_mut().chain(tiles).for_each(visit);
+    }
+}
+
+impl Operation {
+    /// Shows the address of every value to `visit`.
+    pub(crate) fn visit(&mut self, visit: &dyn Fn(&mut u64)) {
+        let mut matrices: Vec<&mut Matrix> = Vec::new();
+        match self {
+            Operation::Product(product) => {
+                matrices.extend([&mut product.x, &mut product.input]);
+                matrices.extend(product.addend.as_mut().map(|(y, _)| y));
+                matrices.extend(product.sum.as_mut());
+                matrices.extend(product.linears.iter_mut().map(|linear| &mut linear.out));
+                match &mut product.after {
+                    AfterAt::Nothing => {}
+                    AfterAt::Gated { out, .. } => matrices.push(out),
+                    AfterAt::Residual { residual, out } => matrices.extend([residual, out]),
+                }
+            }
+            Operation::Heads(heads) => matrices.extend(heads.parts.iter_mut().map(|part| &mut part.source)),
+            Operation::Attention(attention) => matrices.extend([&mut attention.q, &mut attention.out]),
+            Operation::Norm { x, out, .. } | Operation::Select { x, out } => matrices.extend([x, out]),
+            Operation::Element { a, b, out, .. } => {
+                matrices.extend([a, out]);
+                matrices.extend(b.as_mut());
+            }
+        }
+        matrices.into_iter().for_each(|matrix| visit(&mut matrix.address));
+    }
+}

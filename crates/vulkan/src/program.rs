@@ -1,0 +1,283 @@
+//! A compiled share: what it owns, and how a step runs through it.
+
+use std::{collections::HashMap, sync::Arc};
+
+use ash::vk;
+use graph::{Arithmetic, DeviceError, Exchange, Program, Rows, Step, ValueId, Weight};
+
+use crate::{
+    Vulkan,
+    context::Context,
+    error::VulkanError,
+    inbox::{self, InboxLayout, TileList},
+    list::{Addresses, Bucket, Lister, Matrix, Operation},
+    memory::{Buffer, Place, Slabs, Want},
+    profile::Profile,
+    record::{Recorded, Recording},
+};
+
+/// Recordings kept: one a size of step. Beyond it the one unused for longest goes.
+const RECORDINGS: usize = 64;
+
+/// A value that the processor writes: where in the inbox.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct HostValue {
+    pub(crate) at: u64,
+    pub(crate) width: usize,
+    pub(crate) rows: Rows,
+}
+
+/// A value that leaves the stage: from where, and where in the outbox.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct OutValue {
+    pub(crate) value: ValueId,
+    pub(crate) matrix: Matrix,
+    pub(crate) outbox: u64,
+}
+
+/// A stage.
+pub(crate) struct StageProgram {
+    pub(crate) inputs: Vec<(ValueId, HostValue)>,
+    /// Tables whose rows the processor looks up in the mapped file, with the factor.
+    pub(crate) embeds: Vec<(Weight, f32, HostValue)>,
+    pub(crate) outputs: Vec<OutValue>,
+    pub(crate) operations: Vec<Operation>,
+}
+
+/// A cache on the device.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct CacheAt {
+    pub(crate) group: usize,
+    /// Keys and values, `[block][head][slot][element]`.
+    pub(crate) places: [Place; 2],
+    pub(crate) block_bytes: u64,
+}
+
+/// Memory that a program owns.
+pub(crate) struct Owned {
+    pub(crate) caches: Vec<CacheAt>,
+    /// Weights: kernels know them by address.
+    pub(crate) _weights: Slabs,
+    pub(crate) memory: Slabs,
+    pub(crate) layout: InboxLayout,
+    pub(crate) lists: Vec<TileList>,
+    pub(crate) inbox: Buffer,
+    pub(crate) mirror: Option<Buffer>,
+    pub(crate) outbox: Buffer,
+    pub(crate) addresses: Addresses,
+}
+
+/// A compiled share.
+pub(crate) struct VulkanProgram {
+    name: String,
+    context: Arc<Context>,
+    profile: Arc<Profile>,
+    arithmetic: Arithmetic,
+    stages: Vec<StageProgram>,
+    /// Before what it names, so that it goes first.
+    recordings: HashMap<Bucket, (Recorded, u64)>,
+    steps: u64,
+    owned: Owned,
+}
+
+impl VulkanProgram {
+    pub(crate) fn new(
+        vulkan: &Vulkan,
+        arithmetic: Arithmetic,
+        stages: Vec<StageProgram>,
+        owned: Owned,
+    ) -> VulkanProgram {
+        VulkanProgram {
+            name: vulkan.name.clone(),
+            context: vulkan.context.clone(),
+            profile: vulkan.profile.clone(),
+            arithmetic,
+            stages,
+            recordings: HashMap::new(),
+            steps: 0,
+            owned,
+        }
+    }
+
+    fn step(&mut self, stage: usize, step: &Step<'_>, exchange: &mut Exchange) -> Result<(), VulkanError> {
+        self.make_room(step)?;
+        self.write_inbox(stage, step, exchange)?;
+        let longest = step.spans.iter().map(|span| span.past + span.rows.len()).max().unwrap_or(1);
+        let bucket = Bucket {
+            stage,
+            tokens: step.tokens() as u32,
+            outputs: step.outputs.len() as u32,
+            tiles: inbox::tile_counts(&self.owned.lists, step),
+            many: step.spans.iter().any(|span| span.rows.len() > 1),
+            longest: u32::try_from(longest.next_power_of_two()).unwrap_or(u32::MAX).max(128),
+        };
+        self.steps += 1;
+        if !self.recordings.contains_key(&bucket) {
+            self.record(stage, &bucket, step)?;
+        }
+        let (recorded, used) = self.recordings.get_mut(&bucket).expect("recorded above");
+        *used = self.steps;
+        let number = self.context.submit(&recorded.buffers)?;
+        self.context.wait(number)?;
+        self.profile.take(&self.context, recorded)?;
+        self.read_outbox(stage, step, exchange)
+    }
+
+    fn record(&mut self, stage: usize, bucket: &Bucket, step: &Step<'_>) -> Result<(), VulkanError> {
+        if self.recordings.len() >= RECORDINGS {
+            let oldest = self.recordings.iter().min_by_key(|(_, (_, used))| *used).map(|(bucket, _)| bucket.clone());
+            oldest.map(|oldest| self.recordings.remove(&oldest));
+        }
+        let mut lister = Lister {
+            capabilities: &self.context.capabilities,
+            arithmetic: self.arithmetic,
+            bucket,
+            addresses: &self.owned.addresses,
+            list: Vec::new(),
+        };
+        self.stages[stage].operations.iter().for_each(|operation| lister.add(operation));
+        let list = lister.list;
+        let recording = Recording {
+            context: &self.context,
+            owned: &self.owned,
+            timed: self.profile.is_on(),
+            mirrored: self.mirrored(stage, step),
+            outputs: self.outputs(stage, step),
+        };
+        let recorded = recording.record(&list)?;
+        self.recordings.insert(bucket.clone(), (recorded, self.steps));
+        Ok(())
+    }
+
+    /// The parts of the inbox that this stage uses: (begin, bytes). Tables are copied whole, for their length changes
+    /// while the bucket stays.
+    fn mirrored(&self, stage: usize, step: &Step<'_>) -> Vec<(u64, u64)> {
+        let layout = &self.owned.layout;
+        let (tokens, outputs) = (step.tokens() as u64, step.outputs.len() as u64);
+        let mut parts = vec![(layout.positions, tokens * 4), (layout.outputs, outputs * 4)];
+        parts.extend(layout.places.iter().map(|at| (*at, tokens * 4)));
+        parts.extend(layout.tiles.iter().map(|at| (*at, tokens * 16)));
+        let values = self.stages[stage].inputs.iter().map(|(_, value)| value);
+        let values = values.chain(self.stages[stage].embeds.iter().map(|(_, _, value)| value));
+        parts.extend(values.map(|value| (value.at, (count(value.rows, step) * value.width) as u64 * 4)));
+        parts.push((layout.tables, self.owned.inbox.bytes.saturating_sub(layout.tables)));
+        parts.retain(|(_, bytes)| *bytes > 0);
+        parts
+    }
+
+    fn outputs(&self, stage: usize, step: &Step<'_>) -> Vec<(u64, u64, u64)> {
+        let outputs = self.stages[stage].outputs.iter();
+        outputs
+            .map(|out| {
+                let bytes = (count(out.matrix.rows, step) * out.matrix.width as usize) as u64 * 4;
+                (out.matrix.address, out.outbox, bytes)
+            })
+            .filter(|(_, _, bytes)| *bytes > 0)
+            .collect()
+    }
+
+    /// A larger inbox, where the block tables of this step are longer than any before. Addresses change with it, so
+    /// what was recorded is void.
+    fn make_room(&mut self, step: &Step<'_>) -> Result<(), VulkanError> {
+        let owned = &mut self.owned;
+        let needed = owned.layout.tables + inbox::table_bytes(step);
+        if needed <= owned.inbox.bytes {
+            return Ok(());
+        }
+        self.recordings.clear();
+        let old = owned.mirror.as_ref().map_or(owned.inbox.address, |mirror| mirror.address);
+        owned.inbox = Buffer::new(&self.context, needed.next_power_of_two(), Want::DeviceFromHost)?;
+        owned.mirror = match owned.mirror {
+            Some(_) => Some(Buffer::new(&self.context, needed.next_power_of_two(), Want::Device)?),
+            None => None,
+        };
+        let new = owned.mirror.as_ref().map_or(owned.inbox.address, |mirror| mirror.address);
+        let range = old..old + owned.layout.tables + 1;
+        let moved = |address: &mut u64| {
+            if range.contains(address) {
+                *address = *address - old + new;
+            }
+        };
+        owned.addresses.visit(&moved);
+        for stage in &mut self.stages {
+            stage.operations.iter_mut().for_each(|operation| operation.visit(&moved));
+            stage.outputs.iter_mut().for_each(|out| moved(&mut out.matrix.address));
+        }
+        Ok(())
+    }
+
+    fn write_inbox(&mut self, stage: usize, step: &Step<'_>, exchange: &Exchange) -> Result<(), VulkanError> {
+        let Owned { layout, lists, inbox, .. } = &mut self.owned;
+        let Some(bytes) = inbox.bytes_mut() else {
+            return Err(VulkanError::Call { call: "vkMapMemory", result: vk::Result::ERROR_MEMORY_MAP_FAILED });
+        };
+        inbox::write(layout, lists, step, bytes);
+        for (value, at) in &self.stages[stage].inputs {
+            let source = &exchange.get(*value)[..count(at.rows, step) * at.width];
+            bytes[at.at as usize..][..source.len() * 4].copy_from_slice(bytemuck::cast_slice(source));
+        }
+        for (table, scale, at) in &self.stages[stage].embeds {
+            let mut row = vec![0.0; table.cols];
+            let rows = bytes[at.at as usize..].chunks_exact_mut(table.cols * 4);
+            for (id, out) in step.ids.iter().zip(rows) {
+                table.decode_row(*id as usize, &mut row);
+                row.iter_mut().for_each(|value| *value *= scale);
+                out.copy_from_slice(bytemuck::cast_slice(&row));
+            }
+        }
+        Ok(())
+    }
+
+    fn read_outbox(&mut self, stage: usize, step: &Step<'_>, exchange: &mut Exchange) -> Result<(), VulkanError> {
+        let Some(bytes) = self.owned.outbox.bytes_mut() else {
+            return Err(VulkanError::Call { call: "vkMapMemory", result: vk::Result::ERROR_MEMORY_MAP_FAILED });
+        };
+        for out in &self.stages[stage].outputs {
+            let len = count(out.matrix.rows, step) * out.matrix.width as usize;
+            let source = &bytes[out.outbox as usize..][..len * 4];
+            bytemuck::cast_slice_mut(&mut exchange.get_mut(out.value)[..len]).copy_from_slice(source);
+        }
+        Ok(())
+    }
+
+    fn copy(&mut self, group: usize, from: u32, to: u32) -> Result<(), VulkanError> {
+        if from == to {
+            return Ok(());
+        }
+        let mut copies = Vec::new();
+        for cache in self.owned.caches.iter().filter(|cache| cache.group == group) {
+            for place in cache.places {
+                let copy = vk::BufferCopy {
+                    src_offset: place.offset + u64::from(from) * cache.block_bytes,
+                    dst_offset: place.offset + u64::from(to) * cache.block_bytes,
+                    size: cache.block_bytes,
+                };
+                copies.push((self.owned.memory.buffers[place.slab].raw, copy));
+            }
+        }
+        let device = &self.context.device;
+        self.context.run_once(|commands| {
+            for (buffer, copy) in &copies {
+                // SAFETY: both blocks lie in the cache: the execution checked their numbers. They do not overlap.
+                unsafe { device.cmd_copy_buffer(commands, *buffer, *buffer, &[*copy]) };
+            }
+        })
+    }
+}
+
+impl Program for VulkanProgram {
+    fn run(&mut self, stage: usize, step: &Step<'_>, exchange: &mut Exchange) -> Result<(), DeviceError> {
+        self.step(stage, step, exchange).map_err(|error| error.for_plan(&self.name))
+    }
+
+    fn copy_block(&mut self, group: usize, from: u32, to: u32) -> Result<(), DeviceError> {
+        self.copy(group, from, to).map_err(|error| error.for_plan(&self.name))
+    }
+}
+
+fn count(rows: Rows, step: &Step<'_>) -> usize {
+    match rows {
+        Rows::Tokens => step.tokens(),
+        Rows::Outputs => step.outputs.len(),
+    }
+}

@@ -1,0 +1,294 @@
+//! Command buffers from a list of dispatches: a barrier where one reads what another wrote or writes what another
+//! reads, and a cut into submits that no device takes for hanging.
+
+use std::{ops::Range, sync::Arc};
+
+use ash::vk;
+
+use crate::{
+    capabilities::Kind,
+    context::Context,
+    error::VulkanError,
+    kernels::Dispatch,
+    pipeline::{Pipeline, PipelineKey},
+    program::Owned,
+};
+
+/// Commands of a stage for steps of one size.
+pub(crate) struct Recorded {
+    context: Arc<Context>,
+    pool: vk::CommandPool,
+    /// To be submitted in order.
+    pub(crate) buffers: Vec<vk::CommandBuffer>,
+    /// Where times are taken: before the first dispatch and after each.
+    pub(crate) queries: Option<vk::QueryPool>,
+    /// What each dispatch is.
+    pub(crate) labels: Vec<String>,
+    /// The pipelines it uses live as long as it does.
+    _pipelines: Vec<Arc<Pipeline>>,
+}
+
+impl Drop for Recorded {
+    fn drop(&mut self) {
+        // SAFETY: a program waits for what it submits, so nothing of the pool is pending.
+        unsafe {
+            self.context.device.destroy_command_pool(self.pool, None);
+            if let Some(queries) = self.queries {
+                self.context.device.destroy_query_pool(queries, None);
+            }
+        }
+    }
+}
+
+/// Operations of one submit, at most: some tenths of a second of a slow device of its kind.
+fn work_limit(kind: Kind) -> u64 {
+    match kind {
+        Kind::Discrete | Kind::Virtual => 10_000_000_000_000,
+        Kind::Integrated => 200_000_000_000,
+        Kind::Software => u64::MAX,
+    }
+}
+
+/// What a recording is made from.
+pub(crate) struct Recording<'a> {
+    pub(crate) context: &'a Arc<Context>,
+    pub(crate) owned: &'a Owned,
+    /// Whether times are taken.
+    pub(crate) timed: bool,
+    /// Parts of the inbox to copy to its mirror: (begin, bytes).
+    pub(crate) mirrored: Vec<(u64, u64)>,
+    /// Values to copy to the outbox: (address, begin there, bytes).
+    pub(crate) outputs: Vec<(u64, u64, u64)>,
+}
+
+impl Recording<'_> {
+    /// Records a list.
+    pub(crate) fn record(&self, list: &[Dispatch]) -> Result<Recorded, VulkanError> {
+        let device = &self.context.device;
+        let mut pipelines = Vec::with_capacity(list.len());
+        for dispatch in list {
+            let key = PipelineKey { shader: dispatch.shader, constants: dispatch.constants.clone() };
+            pipelines.push(self.context.pipeline(key)?);
+        }
+        let mut recorded = Recorded {
+            context: self.context.clone(),
+            pool: self.context.command_pool()?,
+            buffers: Vec::new(),
+            queries: None,
+            labels: list.iter().map(|dispatch| dispatch.label.clone()).collect(),
+            _pipelines: pipelines,
+        };
+        if self.timed && self.context.capabilities.tick_ns > 0.0 && !list.is_empty() {
+            let info = vk::QueryPoolCreateInfo::default()
+                .query_type(vk::QueryType::TIMESTAMP)
+                .query_count(list.len() as u32 + 1);
+            // SAFETY: plain creation; destroyed with the recording.
+            let pool = unsafe { device.create_query_pool(&info, None) };
+            recorded.queries = Some(pool.map_err(VulkanError::of("vkCreateQueryPool"))?);
+        }
+        let cuts = cuts(list, work_limit(self.context.capabilities.kind));
+        for (index, part) in cuts.iter().enumerate() {
+            let (first, last) = (index == 0, index + 1 == cuts.len());
+            let buffer = self.context.record(recorded.pool, false, |commands| {
+                // SAFETY: the buffer is being recorded; all handles belong to the context, and addresses in push
+                // constants are of memory that the program owns.
+                unsafe { self.commands(commands, list, part.clone(), &recorded, first, last) };
+            })?;
+            recorded.buffers.push(buffer);
+        }
+        Ok(recorded)
+    }
+
+    /// # Safety
+    /// `commands` is being recorded.
+    unsafe fn commands(
+        &self,
+        commands: vk::CommandBuffer,
+        list: &[Dispatch],
+        part: Range<usize>,
+        recorded: &Recorded,
+        first: bool,
+        last: bool,
+    ) {
+        let device = &self.context.device;
+        // SAFETY: as the caller promises; ranges of copies lie in their buffers.
+        unsafe {
+            if first {
+                self.begin(commands, recorded.queries, list.len());
+            } else {
+                barrier(device, commands, COMPUTE, COMPUTE);
+            }
+            let mut hazards = Hazards::default();
+            for index in part {
+                let (dispatch, pipeline) = (&list[index], &recorded._pipelines[index]);
+                if hazards.meets(dispatch) {
+                    barrier(device, commands, COMPUTE, COMPUTE);
+                }
+                device.cmd_bind_pipeline(commands, vk::PipelineBindPoint::COMPUTE, pipeline.raw);
+                let stage = vk::ShaderStageFlags::COMPUTE;
+                device.cmd_push_constants(commands, pipeline.layout, stage, 0, &dispatch.push);
+                let [x, y, z] = dispatch.groups;
+                device.cmd_dispatch(commands, x, y, z);
+                if let Some(queries) = recorded.queries {
+                    // The time after a dispatch counts once it is done, so each waits for the one before.
+                    let stage = vk::PipelineStageFlags2::COMPUTE_SHADER;
+                    device.cmd_write_timestamp2(commands, stage, queries, index as u32 + 1);
+                }
+            }
+            if last {
+                self.end(commands);
+            }
+        }
+    }
+
+    /// # Safety
+    /// As [`Recording::commands`].
+    unsafe fn begin(&self, commands: vk::CommandBuffer, queries: Option<vk::QueryPool>, count: usize) {
+        let device = &self.context.device;
+        // SAFETY: as the caller promises.
+        unsafe {
+            if let Some(mirror) = &self.owned.mirror {
+                let copies: Vec<vk::BufferCopy> = self
+                    .mirrored
+                    .iter()
+                    .map(|(at, bytes)| vk::BufferCopy { src_offset: *at, dst_offset: *at, size: *bytes })
+                    .collect();
+                device.cmd_copy_buffer(commands, self.owned.inbox.raw, mirror.raw, &copies);
+                barrier(device, commands, TRANSFER, COMPUTE);
+            }
+            if let Some(queries) = queries {
+                device.cmd_reset_query_pool(commands, queries, 0, count as u32 + 1);
+                device.cmd_write_timestamp2(commands, vk::PipelineStageFlags2::ALL_COMMANDS, queries, 0);
+            }
+        }
+    }
+
+    /// # Safety
+    /// As [`Recording::commands`].
+    unsafe fn end(&self, commands: vk::CommandBuffer) {
+        let device = &self.context.device;
+        // SAFETY: as the caller promises.
+        unsafe {
+            barrier(device, commands, COMPUTE, TRANSFER);
+            for (address, to, bytes) in &self.outputs {
+                let (buffer, offset) = self.buffer_of(*address);
+                let copy = vk::BufferCopy { src_offset: offset, dst_offset: *to, size: *bytes };
+                device.cmd_copy_buffer(commands, buffer, self.owned.outbox.raw, &[copy]);
+            }
+            barrier(device, commands, TRANSFER, HOST);
+        }
+    }
+
+    /// The buffer that holds an address, and the place in it.
+    fn buffer_of(&self, address: u64) -> (vk::Buffer, u64) {
+        let buffers = self.owned.memory.buffers.iter().chain(&self.owned.mirror).chain([&self.owned.inbox]);
+        let holds =
+            |buffer: &&crate::memory::Buffer| (buffer.address..buffer.address + buffer.bytes).contains(&address);
+        let buffer = buffers.into_iter().find(holds).expect("values lie in the memory of the program");
+        (buffer.raw, address - buffer.address)
+    }
+}
+
+/// Ranges of the list, each below the limit of work where it has more than one dispatch.
+fn cuts(list: &[Dispatch], limit: u64) -> Vec<Range<usize>> {
+    let mut cuts = Vec::new();
+    let (mut from, mut work) = (0, 0u64);
+    for (index, dispatch) in list.iter().enumerate() {
+        if index > from && work.saturating_add(dispatch.work) > limit {
+            cuts.push(from..index);
+            (from, work) = (index, 0);
+        }
+        work = work.saturating_add(dispatch.work);
+    }
+    cuts.push(from..list.len());
+    cuts
+}
+
+/// What was read and written since the last barrier.
+#[derive(Default)]
+struct Hazards {
+    reads: Vec<Range<u64>>,
+    writes: Vec<Range<u64>>,
+}
+
+impl Hazards {
+    /// Whether a dispatch must wait for those since the last barrier. It counts from then on.
+    fn meets(&mut self, dispatch: &Dispatch) -> bool {
+        let meet = |mine: &[Range<u64>], theirs: &[Range<u64>]| {
+            mine.iter().any(|a| theirs.iter().any(|b| a.start < b.end && b.start < a.end))
+        };
+        let waits = meet(&dispatch.reads, &self.writes)
+            || meet(&dispatch.writes, &self.writes)
+            || meet(&dispatch.writes, &self.reads);
+        if waits {
+            self.reads.clear();
+            self.writes.clear();
+        }
+        self.reads.extend(dispatch.reads.iter().cloned());
+        self.writes.extend(dispatch.writes.iter().cloned());
+        waits
+    }
+}
+
+type Scope = (vk::PipelineStageFlags2, vk::AccessFlags2);
+const COMPUTE: Scope = (
+    vk::PipelineStageFlags2::COMPUTE_SHADER,
+    vk::AccessFlags2::from_raw(
+        vk::AccessFlags2::SHADER_STORAGE_READ.as_raw() | vk::AccessFlags2::SHADER_STORAGE_WRITE.as_raw(),
+    ),
+);
+const TRANSFER: Scope = (
+    vk::PipelineStageFlags2::ALL_TRANSFER,
+    vk::AccessFlags2::from_raw(vk::AccessFlags2::TRANSFER_READ.as_raw() | vk::AccessFlags2::TRANSFER_WRITE.as_raw()),
+);
+const HOST: Scope = (vk::PipelineStageFlags2::HOST, vk::AccessFlags2::HOST_READ);
+
+/// # Safety
+/// `commands` is being recorded.
+unsafe fn barrier(device: &ash::Device, commands: vk::CommandBuffer, from: Scope, to: Scope) {
+    let barriers = [vk::MemoryBarrier2::default()
+        .src_stage_mask(from.0)
+        .src_access_mask(from.1)
+        .dst_stage_mask(to.0)
+        .dst_access_mask(to.1)];
+    let info = vk::DependencyInfo::default().memory_barriers(&barriers);
+    // SAFETY: as the caller promises.
+    unsafe { device.cmd_pipeline_barrier2(commands, &info) };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::shaders::Shader;
+
+    fn dispatch(reads: &[Range<u64>], writes: &[Range<u64>], work: u64) -> Dispatch {
+        let mut dispatch = Dispatch::new(Shader::Merge, vec![], &0u32, [1; 3]);
+        (dispatch.reads, dispatch.writes, dispatch.work) = (reads.to_vec(), writes.to_vec(), work);
+        dispatch
+    }
+
+    #[allow(clippy::single_range_in_vec_init, reason = "lists of ranges, some of one")]
+    #[test]
+    fn barriers_stand_where_ranges_overlap() {
+        let mut hazards = Hazards::default();
+        for (reads, writes, waits) in [
+            (vec![0..4], vec![4..8], false),
+            (vec![0..4], vec![8..12], false),  // reads what is only read
+            (vec![6..10], vec![12..16], true), // reads what was written
+            (vec![0..4], vec![16..20], false), // the barrier has settled the writes before it
+            (vec![], vec![0..2], true),        // writes what is read
+            (vec![], vec![1..2], true),        // writes what was written
+            (vec![2..3], vec![3..4], false),
+        ] {
+            assert_eq!(hazards.meets(&dispatch(&reads, &writes, 0)), waits, "{reads:?} {writes:?}");
+        }
+    }
+
+    #[test]
+    fn submits_stay_below_the_limit() {
+        let list: Vec<Dispatch> = [3, 4, 9, 20, 1, 1].iter().map(|work| dispatch(&[], &[], *work)).collect();
+        assert_eq!(cuts(&list, 10), [0..2, 2..3, 3..4, 4..6]);
+        assert_eq!(cuts(&list, u64::MAX), [0..6]);
+        assert_eq!(cuts(&[], 10), [0..0]);
+    }
+}

@@ -1,0 +1,54 @@
+//! The compiled shaders. Sources lie in `shaders/`, SPIR-V in `spirv/`, made by `cargo xtask`.
+
+macro_rules! shaders {
+    ($($(#[$doc:meta])* $name:ident $file:literal),+ $(,)?) => {
+        /// A shader.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        pub(crate) enum Shader {
+            $($(#[$doc])* $name),+
+        }
+
+        impl Shader {
+            fn bytes(self) -> &'static [u8] {
+                match self {
+                    $(Shader::$name => include_bytes!(concat!("../spirv/", $file, ".spv"))),+
+                }
+            }
+
+            /// The name of its source.
+            pub(crate) fn name(self) -> &'static str {
+                match self {
+                    $(Shader::$name => $file),+
+                }
+            }
+        }
+    };
+}
+
+shaders! {
+    /// Products with few rows of activations.
+    Gemv "gemv",
+    /// Products with many rows, in floats.
+    Gemm "gemm",
+    /// Products with many rows, on matrix units.
+    GemmMatrix "gemm_matrix",
+    /// Norms, sums, and the forms that products read.
+    Prepare "prepare",
+    /// Norm, rotation and cache of heads.
+    Heads "heads",
+    /// Attention.
+    Attention "attention",
+    /// Joins shares of attention.
+    Merge "merge",
+    /// Operations by element.
+    Elementwise "elementwise",
+    /// Reading memory, for its bandwidth.
+    Stream "stream",
+}
+
+impl Shader {
+    /// Its SPIR-V.
+    pub(crate) fn words(self) -> Vec<u32> {
+        self.bytes().as_chunks::<4>().0.iter().map(|word| u32::from_le_bytes(*word)).collect()
+    }
+}

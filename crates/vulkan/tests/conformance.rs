@@ -1,0 +1,58 @@
+//! The conformance suite, with every capability and with those left unused that have a fallback. The first device that
+//! is no software is taken, else the software device; the validation layer must have nothing to say.
+
+use std::sync::OnceLock;
+
+use graph::{Device, reference::Reference};
+use vulkan::{Vulkan, VulkanError, VulkanOptions};
+
+/// The device of a module's tests. Where this machine has no Vulkan the reference stands in, unless
+/// `UNICORN_REQUIRE_VULKAN` says that there is one.
+fn device(shared: &'static OnceLock<Option<Vulkan>>, without: &[&str]) -> &'static dyn Device {
+    // Seen from the test after the one that caused it.
+    assert_eq!(vulkan::validation_complaints(), 0, "the validation layer complained: see above");
+    match shared.get_or_init(|| open(without)) {
+        Some(device) => device,
+        None => &Reference,
+    }
+}
+
+fn open(without: &[&str]) -> Option<Vulkan> {
+    let without: Vec<String> = without.iter().map(|name| (*name).to_owned()).collect();
+    let options = VulkanOptions { without, validation: true, ..VulkanOptions::default() };
+    let found = match Vulkan::open(options.clone()) {
+        Err(VulkanError::OnlySoftware(_)) => Vulkan::open(VulkanOptions { index: Some(0), ..options }),
+        found => found,
+    };
+    match found {
+        Ok(device) => Some(device),
+        Err(error @ (VulkanError::NoLoader(_) | VulkanError::NoDevice)) => {
+            assert!(std::env::var_os("UNICORN_REQUIRE_VULKAN").is_none(), "{error}");
+            println!("skipped: {error}");
+            None
+        }
+        Err(error) => panic!("{error}"),
+    }
+}
+
+mod whole {
+    static DEVICE: super::OnceLock<Option<super::Vulkan>> = super::OnceLock::new();
+    graph::conformance!(super::device(&DEVICE, &[]));
+}
+mod without_integer_dot {
+    static DEVICE: super::OnceLock<Option<super::Vulkan>> = super::OnceLock::new();
+    graph::conformance!(super::device(&DEVICE, &["integer-dot"]));
+}
+mod without_matrix_units {
+    static DEVICE: super::OnceLock<Option<super::Vulkan>> = super::OnceLock::new();
+    const UNUSED: [&str; 3] = ["cooperative-matrix", "unified-memory", "memory-budget"];
+    graph::conformance!(super::device(&DEVICE, &UNUSED));
+}
+
+#[test]
+fn the_layer_watches_where_it_is_installed() {
+    if let Some(device) = open(&[]) {
+        let required = std::env::var_os("UNICORN_REQUIRE_VULKAN").is_some();
+        assert!(device.is_validated() || !required, "the validation layer is not installed");
+    }
+}
