@@ -62,7 +62,7 @@ pub fn compare(
             }
         })?;
         if let Some(position) = broken {
-            return Err(EngineError::NotANumber { position });
+            return Err(model.not_a_number(position));
         }
         progress(index + 1, count);
     }

@@ -104,10 +104,20 @@ impl Devices {
         self.vulkan.as_deref()
     }
 
-    /// Measures the first device that can be measured: the one that is preferred.
+    /// Measures the device that is preferred.
     pub fn measure(&self) -> Option<Rates> {
-        let vulkan = self.vulkan.as_ref().and_then(|vulkan| vulkan.measure().ok());
-        vulkan.or_else(|| self.cpu.as_ref().map(|cpu| cpu.measure()))
+        match &self.vulkan {
+            Some(vulkan) => vulkan.measure().ok(),
+            None => self.cpu.as_ref().map(|cpu| cpu.measure()),
+        }
+    }
+
+    /// Measures the read bandwidth alone, where that is less work.
+    pub fn measure_bandwidth(&self) -> Option<f64> {
+        match &self.vulkan {
+            Some(_) => self.measure().map(|rates| rates.read_bytes_per_s),
+            None => self.cpu.as_ref().map(|cpu| cpu.measure_bandwidth()),
+        }
     }
 }
 

@@ -106,7 +106,7 @@ impl Engine {
         damaged.map_or(Ok(()), |position| Err(self.not_a_number(position)))
     }
 
-    fn not_a_number(&mut self, position: usize) -> EngineError {
+    pub(crate) fn not_a_number(&mut self, position: usize) -> EngineError {
         EngineError::NotANumber { position, damage: Some(self.scheduler.damage()) }
     }
 }

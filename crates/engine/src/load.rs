@@ -328,7 +328,7 @@ impl Engine {
 
     /// Measures the read bandwidth of the device that is preferred.
     pub fn measure_bandwidth(&self) -> Option<f64> {
-        self.devices.cpu().map(|cpu| cpu.measure_bandwidth())
+        self.devices.measure_bandwidth()
     }
 }
 

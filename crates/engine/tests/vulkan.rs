@@ -28,7 +28,9 @@ fn open(without: &[&str]) -> Option<Vulkan> {
 }
 
 fn build(dir: &HfDir) -> Arc<Graph> {
-    models::build(Source::HuggingFace(dir), BuildOptions { taps: true }).expect("fixtures are whole").graph
+    models::build(Source::HuggingFace(dir), BuildOptions { taps: true, ..BuildOptions::default() })
+        .expect("fixtures are whole")
+        .graph
 }
 
 mod fast {

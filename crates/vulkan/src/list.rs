@@ -450,7 +450,14 @@ impl Lister<'_> {
                 let (rows, ahead) = self.gemv_rows(push, parts, gated, columns);
                 let invocations = 4 * self.capabilities.subgroup;
                 let groups = if gated { push.rows[0].div_ceil(rows) } else { tiles(rows) };
-                constants.extend([(1, invocations), (6, rows), (7, columns), (8, bits(integer)), (9, ragged), (10, ahead)]);
+                constants.extend([
+                    (1, invocations),
+                    (6, rows),
+                    (7, columns),
+                    (8, bits(integer)),
+                    (9, ragged),
+                    (10, ahead),
+                ]);
                 Dispatch::new(Shader::Gemv, constants, push, [groups.div_ceil(4), 1, 1])
             }
             Method::Gemm => {
@@ -507,8 +514,7 @@ impl Lister<'_> {
         };
         let (invocations, each) = row_width(group, self.capabilities);
         let ragged = bits(!group.is_multiple_of(4));
-        let constants =
-            vec![(0, invocations), (1, 0), (2, 0), (3, 1), (4, form::FLOATS), (5, each), (6, ragged)];
+        let constants = vec![(0, invocations), (1, 0), (2, 0), (3, 1), (4, form::FLOATS), (5, each), (6, ragged)];
         let mut dispatch = Dispatch::new(Shader::Prepare, constants, &push, rows_of_groups(rows));
         dispatch.label = format!("norm {group}");
         self.push(dispatch, &[x], &[out]);
