@@ -26,11 +26,7 @@ impl Scales {
     /// The scale of each run.
     #[inline(always)]
     pub(super) fn run(&self) -> Lanes {
-        let mut run = [0.0; LANES];
-        for l in 0..LANES {
-            run[l] = self.d[l] * self.small[l];
-        }
-        run
+        std::array::from_fn(|l| self.d[l] * self.small[l])
     }
 }
 
