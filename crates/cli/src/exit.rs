@@ -3,7 +3,7 @@
 use std::{fmt, io::ErrorKind::BrokenPipe, process::ExitCode};
 
 use clap::error::ErrorKind;
-use engine::EngineError;
+use engine::{EngineError, quantize::QuantizeError};
 use store::StoreError;
 
 use crate::output::{StdoutError, note, one_line};
@@ -75,6 +75,7 @@ fn is_misuse(error: &anyhow::Error) -> bool {
     error.chain().any(|cause| {
         cause.is::<Usage>()
             || cause.downcast_ref::<EngineError>().is_some_and(EngineError::is_misuse)
+            || cause.downcast_ref::<QuantizeError>().is_some_and(QuantizeError::is_misuse)
             || cause.downcast_ref::<StoreError>().is_some_and(StoreError::is_misuse)
     })
 }
