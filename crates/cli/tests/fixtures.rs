@@ -193,7 +193,7 @@ fn plans_say_what_fits() {
     user.run(&["plan", "-m", model, "--ctx", "1000000"]).fails(2, &["--ctx", "1000000", "512"]);
     user.run(&["bench", "-m", model, "-p", "1000000"]).fails(2, &["-p, -n and -d", "1000000", "512"]);
     user.run(&["bench", "-m", model, "--ctx", "1000000"]).fails(2, &["--ctx", "1000000", "512"]);
-    user.run(&["plan", "-m", model, "--device", "vulkan"]).fails(2, &["vulkan"]);
+    user.run(&["plan", "-m", model, "--device", "vulkan:99"]).fails(2, &["vulkan:99"]);
     user.run(&["plan", "-m", model, "--place", "head=npu"]).fails(2, &["npu", "cpu"]);
 }
 

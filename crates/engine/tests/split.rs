@@ -60,7 +60,7 @@ fn the_plan_lists_both_devices() {
 fn what_cannot_be_planned_is_refused_by_name() {
     let file = fixture("gemma3");
     let fail = |options: LoadOptions| Engine::load(&file, &options, &mut |_, _| ()).err().unwrap();
-    assert!(fail(options("vulkan", &[])).to_string().contains("vulkan"));
+    assert!(fail(options("vulkan:99", &[])).to_string().contains("vulkan"));
     assert!(fail(options("cpu", &[(Part::Head, "gpu")])).to_string().contains("gpu"));
     let error = fail(LoadOptions { context: Some(1 << 20), ..options("cpu", &[]) });
     assert!(error.to_string().contains("512") && error.is_misuse(), "{error}");

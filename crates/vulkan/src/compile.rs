@@ -10,11 +10,9 @@ use crate::{
     fuse::{self, After, Group, Kind, Norm, Target},
     inbox::{InboxLayout, TileList},
     kernels::{self, elementwise},
-    list::{
-        self, Addresses, AfterAt, AttentionAt, HeadPartAt, HeadsAt, LinearAt, Matrix, NormAt, Operation, ProductAt,
-        RopeAt,
-    },
+    list::{self, Addresses},
     memory::{Buffer, Place, Slabs, Want, rounded},
+    operation::{AfterAt, AttentionAt, HeadPartAt, HeadsAt, LinearAt, Matrix, NormAt, Operation, ProductAt, RopeAt},
     pack::{Format, Layout},
     program::{CacheAt, HostValue, OutValue, StageProgram, VulkanProgram},
     upload::Uploader,

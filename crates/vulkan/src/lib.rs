@@ -1,6 +1,6 @@
 //! The Vulkan device.
 //!
-//! A share of a plan becomes a list of operations (modules `fuse` and `list`): products with the norms before them
+//! A share of a plan becomes a list of operations (modules `fuse` and `operation`): products with the norms before them
 //! and the activation or sum after them, heads with their norms, rotation and cache, attention. For each size of step
 //! the list becomes a command buffer, recorded once and submitted again: what changes from step to step (positions,
 //! block tables) lies in a buffer that the processor writes (module `inbox`). Addresses of memory travel in push
@@ -41,6 +41,7 @@ mod instance;
 mod kernels;
 mod list;
 mod memory;
+mod operation;
 mod pack;
 mod pipeline;
 mod profile;

@@ -10,8 +10,9 @@ use crate::{
     context::Context,
     error::VulkanError,
     inbox::{self, InboxLayout, TileList},
-    list::{Addresses, Bucket, Lister, Matrix, Operation},
+    list::{Addresses, Bucket, Lister},
     memory::{Buffer, Place, Slabs, Want},
+    operation::{Matrix, Operation},
     profile::Profile,
     record::{Recorded, Recording},
 };

@@ -257,6 +257,7 @@ unsafe fn barrier(device: &ash::Device, commands: vk::CommandBuffer, from: Scope
 }
 
 #[cfg(test)]
+#[allow(clippy::single_range_in_vec_init, reason = "lists of ranges, some of one")]
 mod tests {
     use super::*;
     use crate::shaders::Shader;
@@ -267,7 +268,6 @@ mod tests {
         dispatch
     }
 
-    #[allow(clippy::single_range_in_vec_init, reason = "lists of ranges, some of one")]
     #[test]
     fn barriers_stand_where_ranges_overlap() {
         let mut hazards = Hazards::default();
