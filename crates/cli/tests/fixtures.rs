@@ -114,7 +114,6 @@ fn a_template_is_printed_as_the_file_has_it() {
     let scored = user.run(&["logits", "-m", path, "--ids", "1", "-o", "x"]);
     scored.ok();
     assert!(scored.err.contains("chat template cannot be used"), "{scored:?}");
-    user.run(&["run", "-m", path, "x"]).fails(1, &["b.gguf", "template"]);
     user.run(&["chat", "-m", path]).fails(1, &["b.gguf", "template"]);
 }
 
@@ -189,7 +188,8 @@ fn plans_say_what_fits() {
     let short = user.run(&["plan", "-m", model, "--cpu-memory", "10KB"]);
     short.fails(1, &["short", "gemma3"]);
     assert!(short.out.contains("DOES NOT FIT"), "the plan comes first: {short:?}");
-    user.run(&["run", "-m", model, "--cpu-memory", "10KB", "x"]).fails(1, &["does not fit", "gemma3"]);
+    let logits = ["logits", "-m", model, "--cpu-memory", "10KB", "--ids", "1", "-o", "x"];
+    user.run(&logits).fails(1, &["does not fit", "gemma3"]);
     user.run(&["plan", "-m", model, "--ctx", "1000000"]).fails(2, &["--ctx", "1000000", "512"]);
     user.run(&["bench", "-m", model, "-p", "1000000"]).fails(2, &["-p, -n and -d", "1000000", "512"]);
     user.run(&["bench", "-m", model, "--ctx", "1000000"]).fails(2, &["--ctx", "1000000", "512"]);

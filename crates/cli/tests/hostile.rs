@@ -84,11 +84,11 @@ fn damage(path: &std::path::Path, tensor: &str, element: usize) {
 #[test]
 fn a_model_that_computes_no_numbers_fails_and_its_damage_is_named() {
     let user = User::new();
-    let model = testkit::speaking("llama", user.home.path()).unwrap();
+    let model = testkit::speaking("mistral", user.home.path()).unwrap();
     damage(&model.join("model.safetensors"), "lm_head.weight", 5);
     let path = model.to_str().unwrap();
     let text = user.write("text.txt", "the sea and the land and the heaven and the earth");
-    let words = ["llama: ", "not numbers", "lm_head.weight", "row 0, column 5", "fetch"];
+    let words = ["mistral: ", "not numbers", "lm_head.weight", "row 0, column 5", "fetch"];
     for arguments in [
         &["run", "-m", path, "a", "-o", "out"][..],
         &["run", "-m", path, "a", "-o", "out", "--temperature", "1", "--top-k", "3"],

@@ -158,7 +158,7 @@ fn an_interrupted_pull_goes_on_where_it_stopped() {
     assert!(killed.success() && !child.wait().unwrap().success());
     let list = user.run(&["list"]);
     assert!(list.ok().contains("partial"), "{list:?}");
-    user.run(&["inspect", "org/tiny-GGUF"]).fails(1, &["org/tiny-GGUF"]);
+    user.run(&["inspect", "org/tiny-GGUF"]).fails(2, &["org/tiny-GGUF"]);
 
     let pulled = pull(&user, &url);
     let file = file.lock().unwrap();
@@ -172,5 +172,5 @@ fn bytes_of_another_digest_get_no_name() {
     let (file, url) = hub(&[]);
     file.lock().unwrap().digest = "0".repeat(64);
     pull(&user, &url).fails(1, &["SHA-256"]);
-    assert_eq!(user.run(&["inspect", "org/tiny-GGUF"]).code, Some(1));
+    assert_eq!(user.run(&["inspect", "org/tiny-GGUF"]).code, Some(2));
 }

@@ -223,7 +223,11 @@ fn broken_hugging_face_configs() {
         (r#""final_logit_softcapping": null"#, r#""final_logit_softcapping": 1e300"#, "final_logit_softcapping"),
         (r#""tie_word_embeddings": true"#, r#""tie_word_embeddings": false"#, "lm_head.weight is missing"),
         (r#""attention_bias": false"#, r#""attention_bias": true"#, "self_attn.q_proj.bias is missing"),
-        (r#""attention_bias""#, r#""use_bidirectional_attention": true, "attention_bias""#, "bidirectional"),
+        (
+            r#""use_bidirectional_attention": false"#,
+            r#""use_bidirectional_attention": true"#,
+            "use_bidirectional_attention: attention here is causal",
+        ),
     ] {
         assert!(json.contains(from), "{from}: the fixture's config has changed");
         let answer = HfConfig::parse(&json.replace(from, to), "config.json").map_err(ModelError::from);

@@ -317,7 +317,8 @@ pub(crate) fn largest(logits: &[f32]) -> f32 {
     for chunk in chunks {
         for ((lane, unordered), logit) in lanes.iter_mut().zip(&mut unordered).zip(chunk) {
             *lane = if *logit > *lane { *logit } else { *lane };
-            *unordered |= u32::from(logit.is_nan());
+            // A mask, as a comparison leaves it: 0 and 1 would cost an instruction more.
+            *unordered |= if logit.is_nan() { u32::MAX } else { 0 };
         }
     }
     if unordered.iter().any(|unordered| *unordered != 0) || rest.iter().any(|logit| logit.is_nan()) {
