@@ -4,7 +4,10 @@ mod common;
 
 use common::User;
 
-const COMMANDS: [&str; 16] = [
+const COMMANDS: [&str; 19] = [
+    "quantize",
+    "imatrix",
+    "compare",
     "run",
     "chat",
     "serve",
