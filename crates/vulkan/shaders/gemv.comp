@@ -110,7 +110,8 @@ void main() {
         sums[i] = 0.0;
     }
     uint b = gl_SubgroupInvocationID;
-    for (; b + (AHEAD - 1) * gl_SubgroupSize < blocks; b += AHEAD * gl_SubgroupSize) {
+    // Without a loop that is not needed kernels compile in half the time.
+    for (; AHEAD > 1 && b + (AHEAD - 1) * gl_SubgroupSize < blocks; b += AHEAD * gl_SubgroupSize) {
         [[unroll]] for (uint u = 0; u < AHEAD; ++u) {
             add_rows(blocks, part, at, first, total, b + u * gl_SubgroupSize);
         }

@@ -16,12 +16,13 @@ use crate::{
     pipeline::{Pipeline, PipelineKey},
 };
 
-/// How long a submit may take before the device counts as lost. Submits are cut well below it, but a processor that
-/// plays a device compiles kernels while it runs them.
-const TIMEOUT: Duration = Duration::from_secs(300);
-
-/// How long a sleep lasts at most: lavapipe (Mesa 22.3) was seen to miss a wake-up where two threads wait.
+/// How long a sleep lasts at most.
 const SLEEP_NS: u64 = 5_000_000;
+
+/// Sleeps after which the device counts as lost, five minutes together: submits are cut well below it, but a processor
+/// that plays a device compiles kernels while it runs them. Sleeps and not seconds are counted, so that a program which
+/// was stopped and goes on does not take its own absence for the device's.
+const SLEEPS: u32 = 60_000;
 
 /// How long a wait polls before it sleeps: a token of a small model is ready within this.
 const POLL: Duration = Duration::from_micros(2000);
@@ -109,6 +110,7 @@ impl Context {
         let begin = Instant::now();
         let (semaphores, values) = ([self.timeline], [number]);
         let info = vk::SemaphoreWaitInfo::default().semaphores(&semaphores).values(&values);
+        let mut sleeps = 0;
         loop {
             // SAFETY: the semaphore belongs to the device.
             let reached = unsafe { self.device.get_semaphore_counter_value(self.timeline) }
@@ -116,15 +118,15 @@ impl Context {
             if reached >= number {
                 return Ok(());
             }
-            let waited = begin.elapsed();
-            if waited > TIMEOUT {
-                // A device that does not answer is as good as lost.
-                return Err(VulkanError::Call { call: "vkWaitSemaphores", result: vk::Result::ERROR_DEVICE_LOST });
-            }
-            if waited < POLL {
+            if begin.elapsed() < POLL {
                 std::hint::spin_loop();
                 continue;
             }
+            if sleeps == SLEEPS {
+                // A device that does not answer is as good as lost.
+                return Err(VulkanError::Call { call: "vkWaitSemaphores", result: vk::Result::ERROR_DEVICE_LOST });
+            }
+            sleeps += 1;
             // SAFETY: as above.
             match unsafe { self.device.wait_semaphores(&info, SLEEP_NS) } {
                 Ok(()) | Err(vk::Result::TIMEOUT) => {}
