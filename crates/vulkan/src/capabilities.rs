@@ -54,6 +54,8 @@ pub struct Capabilities {
     pub kind: Kind,
     /// Invocations of a subgroup, as the kernels are run.
     pub subgroup: u32,
+    /// Invocations of a workgroup at most, with subgroups of this size.
+    pub workgroup: u32,
     /// The sizes a subgroup can be asked to have.
     pub subgroup_range: (u32, u32),
     /// Products of four bytes at once, at more than the speed of four products.
@@ -173,6 +175,10 @@ impl Capabilities {
             api: (vk::api_version_major(version), vk::api_version_minor(version), vk::api_version_patch(version)),
             kind,
             subgroup: size,
+            workgroup: plain
+                .limits
+                .max_compute_work_group_invocations
+                .min(subgroups.max_compute_workgroup_subgroups.saturating_mul(size)),
             subgroup_range: range,
             // A processor has no such instruction reported, but the path is tested there.
             integer_dot: kind == Kind::Software

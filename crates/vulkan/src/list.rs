@@ -540,7 +540,8 @@ pub(crate) fn partial_bytes(capabilities: &Capabilities, head_dim: usize) -> u64
 /// Invocations for a row of `width` elements, and how many words of four elements each holds.
 fn row_width(width: u32, capabilities: &Capabilities) -> (u32, u32) {
     let words = width.div_ceil(4);
-    let invocations = words.next_power_of_two().clamp(32, 512).next_multiple_of(capabilities.subgroup);
+    let most = capabilities.workgroup.clamp(32, 512);
+    let invocations = words.next_power_of_two().clamp(32, most).next_multiple_of(capabilities.subgroup);
     (invocations, words.div_ceil(invocations))
 }
 
