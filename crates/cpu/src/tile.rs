@@ -20,8 +20,8 @@ pub(crate) const FLOAT_TILE_COLS: usize = 256;
 /// Sixteen lanes: one element for each row of a panel.
 pub(crate) type Lanes = [f32; PANEL];
 
-/// An unpacked piece of a panel, and room for one. Quants are shifted by [`Format::TILE_SHIFT`] and keep the order of the panel: 8 chunks of 64 bytes for 32
-/// columns.
+/// An unpacked piece of a panel, and room for one. Quants are shifted by [`Format::TILE_SHIFT`] and keep the order of the
+/// panel: 8 chunks of 64 bytes for 32 columns.
 #[repr(C, align(64))]
 pub(crate) struct Tile {
     pub(crate) quants: [u8; PIECE * PANEL],

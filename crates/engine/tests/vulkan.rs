@@ -6,26 +6,12 @@ use files::hf::HfDir;
 use graph::Graph;
 use models::{BuildOptions, Source};
 use testkit::Bound;
-use vulkan::{Vulkan, VulkanError, VulkanOptions};
+use vulkan::Vulkan;
 
-/// The device, or nothing where this machine has no Vulkan: unless it is told that there is one.
-fn open(without: &[&str]) -> Option<Vulkan> {
-    let without: Vec<String> = without.iter().map(|name| (*name).to_owned()).collect();
-    let options = VulkanOptions { without, validation: true, ..VulkanOptions::default() };
-    let found = match Vulkan::open(options.clone()) {
-        Err(VulkanError::OnlySoftware(_)) => Vulkan::open(VulkanOptions { index: Some(0), ..options }),
-        found => found,
-    };
-    match found {
-        Ok(device) => Some(device),
-        Err(error @ (VulkanError::NoLoader(_) | VulkanError::NoDevice)) => {
-            assert!(std::env::var_os("UNICORN_REQUIRE_VULKAN").is_none(), "{error}");
-            println!("skipped: {error}");
-            None
-        }
-        Err(error) => panic!("{error}"),
-    }
-}
+#[path = "../../vulkan/tests/open/mod.rs"]
+mod open;
+
+use open::open;
 
 fn build(dir: &HfDir) -> Arc<Graph> {
     models::build(Source::HuggingFace(dir), BuildOptions { taps: true, ..BuildOptions::default() })

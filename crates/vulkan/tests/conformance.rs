@@ -4,7 +4,11 @@
 use std::sync::OnceLock;
 
 use graph::{Device, reference::Reference};
-use vulkan::{Vulkan, VulkanError, VulkanOptions};
+use vulkan::Vulkan;
+
+mod open;
+
+use open::open;
 
 /// The device of a module's tests. Where this machine has no Vulkan the reference stands in, unless
 /// `UNICORN_REQUIRE_VULKAN` says that there is one.
@@ -14,24 +18,6 @@ fn device(shared: &'static OnceLock<Option<Vulkan>>, without: &[&str]) -> &'stat
     match shared.get_or_init(|| open(without)) {
         Some(device) => device,
         None => &Reference,
-    }
-}
-
-fn open(without: &[&str]) -> Option<Vulkan> {
-    let without: Vec<String> = without.iter().map(|name| (*name).to_owned()).collect();
-    let options = VulkanOptions { without, validation: true, ..VulkanOptions::default() };
-    let found = match Vulkan::open(options.clone()) {
-        Err(VulkanError::OnlySoftware(_)) => Vulkan::open(VulkanOptions { index: Some(0), ..options }),
-        found => found,
-    };
-    match found {
-        Ok(device) => Some(device),
-        Err(error @ (VulkanError::NoLoader(_) | VulkanError::NoDevice)) => {
-            assert!(std::env::var_os("UNICORN_REQUIRE_VULKAN").is_none(), "{error}");
-            println!("skipped: {error}");
-            None
-        }
-        Err(error) => panic!("{error}"),
     }
 }
 
