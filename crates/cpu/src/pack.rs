@@ -10,13 +10,16 @@
 //! rows. Quants of fewer than 8 bits lie in planes: 4 lines hold the low nibbles of chunk c and, above them, of chunk
 //! c + 4; a fifth bit of all chunks fills one line, the upper two bits of Q6 two.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{
+    Mutex, PoisonError,
+    atomic::{AtomicBool, Ordering},
+};
 
 use tensor::{AlignedBuf, DType};
 
 use graph::{Arithmetic, Weight};
 
-use crate::format::{Exploded, Format, with_format};
+use crate::format::{Exploded, Format, scale_value, with_format};
 
 /// Rows a panel.
 pub(crate) const PANEL: usize = 16;
@@ -67,8 +70,12 @@ pub(crate) fn packed_bytes(weight: &Weight) -> u64 {
 /// Bytes of the file that a thread packs before it lets go of their pages.
 const RELEASE_BYTES: usize = 2 << 20;
 
+/// Scales below this are packed: the kernels add to the exponents of products, which must not run over.
+const LARGEST_SCALE: f32 = (1u64 << 60) as f32;
+
 /// Packs a weight, its panels divided over at most `threads` threads, and lets go of the file's pages as it goes: a
-/// table is never in memory twice.
+/// table is never in memory twice. A weight with a scale that is not finite, or beyond all reason, stays raw: products
+/// with it show what is wrong with it.
 pub(crate) fn pack(weight: &Weight, threads: usize) -> Packed {
     let Weight { dtype, rows, cols, .. } = *weight;
     let Some(bytes) = panel_bytes(dtype, cols) else {
@@ -79,6 +86,7 @@ pub(crate) fn pack(weight: &Weight, threads: usize) -> Packed {
     let share = panels.div_ceil(threads.max(1)).max(1);
     let row_bytes = weight.row_bytes();
     let at_once = (RELEASE_BYTES / (PANEL * row_bytes).max(1)).max(1);
+    let is_sound = AtomicBool::new(true);
     let parts = Mutex::new(data.chunks_mut((share * bytes).max(1)).enumerate());
     let work = || {
         let next = || parts.lock().unwrap_or_else(PoisonError::into_inner).next();
@@ -86,7 +94,9 @@ pub(crate) fn pack(weight: &Weight, threads: usize) -> Packed {
             for (piece, out) in part.chunks_mut(at_once * bytes).enumerate() {
                 let first = index * share + piece * at_once;
                 for (panel, out) in out.chunks_exact_mut(bytes).enumerate() {
-                    pack_panel(weight, first + panel, out);
+                    if !pack_panel(weight, first + panel, out) {
+                        is_sound.store(false, Ordering::Relaxed);
+                    }
                 }
                 let rows = first * PANEL..((first + at_once) * PANEL).min(rows);
                 if let Some(packed) = weight.data.slice(rows.start * row_bytes..rows.end * row_bytes) {
@@ -106,20 +116,26 @@ pub(crate) fn pack(weight: &Weight, threads: usize) -> Packed {
     });
     // The pages that two pieces share.
     weight.data.release();
+    if !is_sound.into_inner() {
+        return Packed { rows, cols, layout: Layout::Raw { weight: weight.clone() } };
+    }
     let layout = if dtype.is_block() { Layout::Quant { dtype, data } } else { Layout::Float { dtype, data } };
     Packed { rows, cols, layout }
 }
 
-fn pack_panel(weight: &Weight, panel: usize, out: &mut [u8]) {
+/// Packs one panel; whether the kernels can multiply by its scales.
+fn pack_panel(weight: &Weight, panel: usize, out: &mut [u8]) -> bool {
+    let mut is_sound = true;
     let rows = panel * PANEL..((panel + 1) * PANEL).min(weight.rows);
     for (lane, row) in rows.enumerate() {
         let bytes = weight.row(row);
         match weight.dtype {
             DType::F32 => interleave::<4>(bytes, lane, out),
             DType::F16 | DType::BF16 => interleave::<2>(bytes, lane, out),
-            _ => with_format!(weight.dtype, F => pack_row::<F>(bytes, lane, out), else ()),
+            _ => with_format!(weight.dtype, F => is_sound &= pack_row::<F>(bytes, lane, out), else ()),
         }
     }
+    is_sound
 }
 
 fn interleave<const BYTES: usize>(row: &[u8], lane: usize, out: &mut [u8]) {
@@ -128,10 +144,12 @@ fn interleave<const BYTES: usize>(row: &[u8], lane: usize, out: &mut [u8]) {
     }
 }
 
-fn pack_row<F: Format>(row: &[u8], lane: usize, out: &mut [u8]) {
+fn pack_row<F: Format>(row: &[u8], lane: usize, out: &mut [u8]) -> bool {
     let mut exploded = Exploded::EMPTY;
+    let mut is_sound = true;
     for (block, out) in row.chunks_exact(F::DTYPE.block_bytes()).zip(out.chunks_exact_mut(F::STRIDE)) {
         F::explode(block, &mut exploded);
+        is_sound &= scale_value::<F>(exploded.d).abs() < LARGEST_SCALE;
         let (header, quants) = out.split_at_mut(F::HEADER_BYTES);
         header[lane * 2..][..2].copy_from_slice(&exploded.d.to_le_bytes());
         if F::MIN {
@@ -151,6 +169,7 @@ fn pack_row<F: Format>(row: &[u8], lane: usize, out: &mut [u8]) {
             pack_planes::<F>(codes, lane, planes);
         }
     }
+    is_sound
 }
 
 /// Writes 32 codes of one row into its lane of the planes.

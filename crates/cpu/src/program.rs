@@ -16,10 +16,11 @@ use crate::{
     attention::{self, Attention, Over, Tiling},
     isa::Isa,
     kv::KvCache,
-    linear::{self, Input},
+    linear::{self, Input, PANELS_AT_ONCE},
     pack::{PANEL, Packed},
     pool::Pool,
     rows,
+    tile::Lanes,
 };
 
 /// Where a value lies: a buffer and the width of its rows.
@@ -271,32 +272,29 @@ impl Run<'_> {
             return;
         }
         let panels: usize = ops.iter().map(|op| op.weight.panels()).sum();
-        // Runs of panels, so that each thread reads long streams; enough runs that the threads end together. With many
-        // rows a panel alone is long.
+        // Runs of panels, so that each thread reads long streams; enough runs that the threads end together.
         let rows = ops.iter().map(|op| count(op.rows, self.step)).max().unwrap_or(0);
-        let run = if rows > PANEL { 1 } else { (panels / (self.threads * 8)).clamp(1, 16) };
-        while let Some(first) = take(next, panels.div_ceil(run)) {
-            for panel in first * run..((first + 1) * run).min(panels) {
-                // SAFETY: as the caller promises; runs are handed out once each, and so are their panels.
-                unsafe { self.panel(ops, panel, scratch) };
+        let longest = if rows > PANEL { PANELS_AT_ONCE } else { 16 };
+        let run = (panels / (self.threads * 8)).clamp(1, longest);
+        while let Some(index) = take(next, panels.div_ceil(run)) {
+            let run = index * run..((index + 1) * run).min(panels);
+            let mut first = 0;
+            for op in ops {
+                let all = first..first + op.weight.panels();
+                first = all.end;
+                let mine = run.start.max(all.start)..run.end.min(all.end);
+                if !mine.is_empty() {
+                    // SAFETY: as the caller promises; runs are handed out once each, and so are their panels.
+                    unsafe { self.panels(op, mine.start - all.start..mine.end - all.start, scratch) };
+                }
             }
         }
     }
 
     /// # Safety
-    /// No other thread works on this panel of the list.
-    unsafe fn panel(&self, ops: &[LinearOp], mut index: usize, scratch: &mut ThreadScratch) {
+    /// No other thread works on these panels of the product.
+    unsafe fn panels(&self, op: &LinearOp, panels: std::ops::Range<usize>, scratch: &mut ThreadScratch) {
         let program = self.program;
-        let op = ops
-            .iter()
-            .find(|op| {
-                let mine = index < op.weight.panels();
-                if !mine {
-                    index -= op.weight.panels();
-                }
-                mine
-            })
-            .expect("the index is below the sum");
         let rows = count(op.rows, self.step);
         if rows == 0 {
             return;
@@ -306,20 +304,22 @@ impl Run<'_> {
             // SAFETY: the input was written in an earlier phase, and no thread writes it in this one.
             None => Input::Floats(unsafe { values(&program.buffers[op.x.buffer], rows * op.x.width) }),
         };
-        let product = linear::panel(program.isa, &op.weight, index, input, rows, &mut scratch.linear);
-        let first = index * PANEL;
-        let lanes = PANEL.min(op.weight.rows - first);
-        for (row, lane) in product.iter().enumerate() {
-            // SAFETY: this panel's columns of the output belong to this thread: panels are handed out once.
-            let out = unsafe { part_mut(&program.buffers[op.out.buffer], row * op.out.width + first, lanes) };
-            match <&mut [f32; PANEL]>::try_from(&mut *out) {
-                Ok(out) => *out = *lane, // one register, no call
-                Err(_) => out.copy_from_slice(&lane[..lanes]),
+        let mut done = |panel: usize, row: usize, product: &[Lanes]| {
+            let first = panel * PANEL;
+            let lanes = PANEL.min(op.weight.rows - first);
+            for (row, lane) in (row..).zip(product) {
+                // SAFETY: these panels' columns of the output belong to this thread: panels are handed out once.
+                let out = unsafe { part_mut(&program.buffers[op.out.buffer], row * op.out.width + first, lanes) };
+                match <&mut [f32; PANEL]>::try_from(&mut *out) {
+                    Ok(out) => *out = *lane, // no call
+                    Err(_) => out.copy_from_slice(&lane[..lanes]),
+                }
+                if !op.bias.is_empty() {
+                    out.iter_mut().zip(&op.bias[first..]).for_each(|(out, bias)| *out += bias);
+                }
             }
-            if !op.bias.is_empty() {
-                out.iter_mut().zip(&op.bias[first..]).for_each(|(out, bias)| *out += bias);
-            }
-        }
+        };
+        linear::panels(program.isa, &op.weight, panels, input, rows, &mut scratch.linear, &mut done);
     }
 
     /// # Safety

@@ -8,7 +8,7 @@ use half::{f16, slice::HalfFloatSliceExt};
 use tensor::DType;
 
 use crate::{
-    activations::{Block, PIECE},
+    activations::{Block, PIECE, power_of_two},
     format::{Format, TILE_ZERO, scale_value},
     isa::{Isa, for_isa},
     pack::PANEL,
@@ -114,7 +114,7 @@ fn multiply_body<F: Format>(tile: &Tile, at: usize, cols: usize, block: &Block<'
             let of = at / F::GROUP + group;
             let x = |chunk: usize| &block.q[((of * F::GROUP / 4 + chunk) * rows + row) * 4..][..4];
             let dot = dot::<F>(tile, group, x, block.offsets[of * rows + row]);
-            let d = block.d[of * F::GROUP / 32 * rows + row];
+            let d = power_of_two(block.shifts[of * F::GROUP / 32 * rows + row]);
             add::<F>(tile, group, &dot, d, block.scaled_sums[of * rows + row], acc);
         }
         for remainder in block.remainders(row, at) {

@@ -3,24 +3,25 @@
 use std::arch::x86_64::*;
 
 use crate::{
-    activations::{GROUP, Rounded, inverse},
+    activations::{GROUP, Rounded, Units},
     isa::Avx512,
 };
 
 /// As the plain loops of `activations`, to the bit.
 #[inline]
-pub(crate) fn round_group(_isa: Avx512, x: &[f32; GROUP], out: &mut Rounded) {
+pub(crate) fn round_group(_isa: Avx512, x: &[f32; GROUP], units: &Units, out: &mut Rounded) {
     // SAFETY: holding an `Avx512` proves the instruction set.
-    unsafe { round(x, out) };
+    unsafe { round(x, units, out) };
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
-fn round(x: &[f32; GROUP], out: &mut Rounded) {
+fn round(x: &[f32; GROUP], units: &Units, out: &mut Rounded) {
     // SAFETY: 32 floats are read.
     let (low, high) = unsafe { (_mm512_loadu_ps(x.as_ptr()), _mm512_loadu_ps(x.as_ptr().add(16))) };
     out.largest = _mm512_reduce_max_ps(_mm512_max_ps(_mm512_abs_ps(low), _mm512_abs_ps(high)));
-    out.scale = out.largest / 127.0;
-    let inverse = _mm512_set1_ps(inverse(out.scale));
+    let inverse;
+    (out.shift, inverse) = units.of_group(out.largest);
+    let inverse = _mm512_set1_ps(inverse);
     // Conversion rounds to nearest, ties to even.
     let bytes = |x: __m512| _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(_mm512_mul_ps(x, inverse)));
     let q = _mm256_set_m128i(bytes(high), bytes(low));
