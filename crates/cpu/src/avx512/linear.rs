@@ -39,6 +39,10 @@ use crate::{
 /// `engine`, one run each, two Zen 4 cores).
 pub(crate) const DIRECT_ROWS: usize = 4 * BLOCK_ROWS;
 
+/// How far ahead of several rows' products weights are asked for. Between the lines of a panel there is so much to do for
+/// each row that the processor does not look far enough ahead by itself.
+const PREFETCH_BYTES: usize = 2048;
+
 /// `acc = panel x block` for a block of rows, unpacking in registers. `cpu-linear-*-avx512-direct`.
 pub(crate) fn direct<F: Format>(_isa: Avx512, panel: &[u8], block: &Block<'_>, acc: &mut [Lanes]) {
     check::<F>(block);
@@ -85,23 +89,23 @@ unsafe fn direct_rows<F: Format, const N: usize>(blocks: &[u8], at: usize, x: &B
         unsafe {
             let (d, m) = stored_scales::<F>(header);
             for part in 0..F::BLOCK / 32 {
-                let w = chunks::<F>(header.add(F::HEADER_BYTES + part * F::QUANT_BYTES));
+                let planes = header.add(F::HEADER_BYTES + part * F::QUANT_BYTES);
+                if N > 3 {
+                    for line in (0..F::QUANT_BYTES).step_by(64) {
+                        _mm_prefetch::<_MM_HINT_T0>(planes.wrapping_add(line + PREFETCH_BYTES).cast());
+                    }
+                }
+                let w = chunks::<F>(planes);
                 let scales: [(__m512, __m512); 2] =
                     std::array::from_fn(|half| scales_of::<F>(header, part, half, d, m));
-                let q = x.q.as_ptr().cast::<i32>().add(group32 * 8 * N);
-                for i in 0..N {
-                    let mut product = _mm512_setzero_ps();
-                    for half in 0..32 / F::GROUP {
-                        let offsets = x.offsets.as_ptr().add(group32 * (32 / F::GROUP) * N);
-                        // A quotient without remainder.
-                        let mut dot = first_dot::<F>(*offsets.add(half * N + i) >> F::OFFSET_SHIFT);
-                        for c in half * F::GROUP / 4..(half + 1) * F::GROUP / 4 {
-                            let four = _mm512_set1_epi32(q.add(c * N + i).read_unaligned());
-                            dot = _mm512_dpbusd_epi32(dot, w[c], four);
-                        }
-                        product = scaled(half, dot, scales[half].0, product);
+                if F::GROUP == 32 {
+                    direct_group::<F, N, 0, BLOCK_ROWS>(&w, &scales, group32, x, &mut sums);
+                } else {
+                    // Two dot products a row, as in tiles.
+                    direct_group::<F, N, 0, 6>(&w, &scales, group32, x, &mut sums);
+                    if N > 6 {
+                        direct_group::<F, N, 6, 6>(&w, &scales, group32, x, &mut sums);
                     }
-                    sums[i] = add_shifted(sums[i], product, *x.shifts.get_unchecked(group32 * N + i));
                 }
                 if F::MIN {
                     for half in 0..32 / F::GROUP {
@@ -118,6 +122,51 @@ unsafe fn direct_rows<F: Format, const N: usize>(blocks: &[u8], at: usize, x: &B
     for (sums, acc) in sums.iter().zip(acc) {
         // SAFETY: a `Lanes` is 16 floats.
         unsafe { _mm512_storeu_ps(acc.as_mut_ptr(), *sums) };
+    }
+}
+
+/// Adds the products of 32 columns for the rows from `FIRST` on, `COUNT` at most.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
+unsafe fn direct_group<F: Format, const N: usize, const FIRST: usize, const COUNT: usize>(
+    w: &[__m512i; 8],
+    scales: &[(__m512, __m512); 2],
+    group: usize,
+    x: &Block<'_>,
+    sums: &mut [__m512; N],
+) {
+    // SAFETY: as the caller, `direct_rows`, argues.
+    unsafe {
+        let q = x.q.as_ptr().cast::<i32>().add(group * 8 * N + FIRST);
+        let offsets = x.offsets.as_ptr().add(group * (32 / F::GROUP) * N + FIRST);
+        let shifts = x.shifts.as_ptr().add(group * N + FIRST);
+        let mut dots = [[_mm512_setzero_si512(); COUNT]; 2];
+        for half in 0..32 / F::GROUP {
+            for i in 0..COUNT {
+                if FIRST + i < N {
+                    // A quotient without remainder.
+                    dots[half][i] = first_dot::<F>(*offsets.add(half * N + i) >> F::OFFSET_SHIFT);
+                }
+            }
+        }
+        for c in 0..8 {
+            for i in 0..COUNT {
+                if FIRST + i < N {
+                    let four = _mm512_set1_epi32(q.add(c * N + i).read_unaligned());
+                    let dot = &mut dots[c * 4 / F::GROUP][i];
+                    *dot = _mm512_dpbusd_epi32(*dot, w[c], four);
+                }
+            }
+        }
+        for i in 0..COUNT {
+            if FIRST + i < N {
+                let mut product = _mm512_setzero_ps();
+                for half in 0..32 / F::GROUP {
+                    product = scaled(half, dots[half][i], scales[half].0, product);
+                }
+                sums[FIRST + i] = add_shifted(sums[FIRST + i], product, *shifts.add(i));
+            }
+        }
     }
 }
 
