@@ -160,8 +160,9 @@ pub(crate) struct CpuArgs {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Placement and arithmetic")]
 pub(crate) struct LoadArgs {
-    /// Devices in order of preference, separated by commas: auto (a GPU where there is one, then the CPU), cpu, vulkan,
-    /// vulkan:N (by its number in `unicorn devices`), reference (slow plain loops in f32, to check the others by)
+    /// Devices in order of preference, separated by commas: auto (the CPU: a GPU is used when it is named, until published
+    /// models have been verified on one), cpu, vulkan, vulkan:N (by its number in `unicorn devices`; what it has no room
+    /// for goes to the CPU, layer by layer), reference (slow plain loops in f32, to check the others by)
     #[arg(long, value_name = "NAMES", default_value = "auto")]
     pub(crate) device: String,
     #[command(flatten)]
@@ -187,6 +188,9 @@ pub(crate) struct LoadArgs {
     /// Pins a part of the model to a device: embedding, attention, feed-forward or head; repeatable
     #[arg(long, value_name = "PART=DEVICE", value_parser = parse_place)]
     pub(crate) place: Vec<(Part, String)>,
+    /// Fails, before anything is computed, where anything would not run on the device it was asked for on
+    #[arg(long)]
+    pub(crate) strict: bool,
 }
 
 impl LoadArgs {
@@ -203,6 +207,7 @@ impl LoadArgs {
             cpu_memory: self.cpu_memory,
             gpu_memory: self.gpu_memory,
             pins: self.place.clone(),
+            strict: self.strict,
             speculation: Speculation::Off,
             ..LoadOptions::default()
         }

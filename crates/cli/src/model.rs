@@ -153,7 +153,7 @@ fn describe(file: &ModelFile, engine: &Engine, load_s: f64) -> String {
         "{} ({}) on {}, {} of weights, loaded in {load_s:.2} s; {context}",
         one_line(&info.name),
         one_line(&info.architecture),
-        plan.devices.join(", "),
+        plan.used_devices().join(", "),
         bytes(file.file_bytes()),
     )
 }

@@ -62,7 +62,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, OnceLock},
 };
 
-use graph::{Arithmetic, Device, DeviceError, Graph, Limits, Memory, NodeId, Op, Program, Rates, Share, Weight};
+use graph::{Arithmetic, Device, DeviceError, Graph, Memory, NodeId, Op, Program, Rates, Share, Weight};
 
 pub use info::CpuInfo;
 
@@ -186,8 +186,8 @@ impl Device for Cpu {
         }
     }
 
-    fn scratch_bytes(&self, graph: &Graph, limits: &Limits) -> u64 {
-        compile::scratch_bytes(self, graph, limits)
+    fn working_bytes(&self, share: &Share<'_>) -> u64 {
+        share.arena.bytes() + share.exchanged_bytes() + compile::scratch_bytes(self, share.graph, &share.limits)
     }
 
     fn compile(&self, share: &Share<'_>, progress: &mut dyn FnMut(u64)) -> Result<Box<dyn Program>, DeviceError> {

@@ -3,10 +3,10 @@
 use std::{path::PathBuf, sync::Arc};
 
 use cpu::{Cpu, CpuInfo, CpuOptions};
-use graph::{Device, Rates, reference::Reference};
+use graph::{Device, Part, Rates, reference::Reference};
 use vulkan::{Vulkan, VulkanError, VulkanOptions};
 
-use crate::EngineError;
+use crate::{EngineError, self_check::Refusing};
 
 /// How devices are set up.
 #[derive(Clone, Debug, Default)]
@@ -24,16 +24,25 @@ pub struct Devices {
     all: Vec<Arc<dyn Device>>,
     cpu: Option<Arc<Cpu>>,
     vulkan: Option<Arc<Vulkan>>,
+    /// How the Vulkan device was opened.
+    vulkan_options: VulkanOptions,
+    options: DeviceOptions,
 }
 
 impl Devices {
-    /// Opens devices by name, separated by commas: `auto` (a GPU where there is one, then the CPU), `cpu`, `vulkan` (the
-    /// first that is no software), `vulkan:N` (by number), `reference` (the slow oracle).
+    /// Opens devices by name, separated by commas: `auto` (the CPU, until published models have been verified on a GPU),
+    /// `cpu`, `vulkan` (the first that is no software), `vulkan:N` (by number), `reference` (the slow oracle).
     ///
     /// # Errors
     /// Where a device is unknown, not part of this build, or cannot be opened.
     pub fn open(names: &str, options: &DeviceOptions) -> Result<Devices, EngineError> {
-        let mut devices = Devices { all: Vec::new(), cpu: None, vulkan: None };
+        let mut devices = Devices {
+            all: Vec::new(),
+            cpu: None,
+            vulkan: None,
+            vulkan_options: VulkanOptions::default(),
+            options: options.clone(),
+        };
         for name in names.split(',').map(str::trim) {
             devices.add(name, options)?;
         }
@@ -43,15 +52,7 @@ impl Devices {
     fn add(&mut self, name: &str, options: &DeviceOptions) -> Result<(), EngineError> {
         let fail = |reason: String| EngineError::Device { name: name.to_owned(), reason };
         match name {
-            "auto" => {
-                // Whatever keeps a GPU from being used is told by `unicorn devices`.
-                if self.vulkan.is_none()
-                    && let Ok(vulkan) = Vulkan::open(vulkan_options(None, options))
-                {
-                    self.add_vulkan(vulkan);
-                }
-                self.add("cpu", options)?;
-            }
+            "auto" => self.add("cpu", options)?,
             "cpu" => {
                 if self.cpu.is_some() {
                     return Err(fail("named twice".to_owned()));
@@ -76,17 +77,58 @@ impl Devices {
                 if self.vulkan.is_some() {
                     return Err(fail("there is room for one Vulkan device".to_owned()));
                 }
-                let vulkan = Vulkan::open(vulkan_options(index, options)).map_err(|error| fail(error.to_string()))?;
-                self.add_vulkan(vulkan);
+                self.vulkan_options = vulkan_options(index, options);
+                let vulkan = Vulkan::open(self.vulkan_options.clone()).map_err(|error| fail(error.to_string()))?;
+                let vulkan = Arc::new(vulkan);
+                self.vulkan = Some(vulkan.clone());
+                self.all.push(vulkan);
             }
         }
         Ok(())
     }
 
-    fn add_vulkan(&mut self, vulkan: Vulkan) {
-        let vulkan = Arc::new(vulkan);
-        self.vulkan = Some(vulkan.clone());
-        self.all.push(vulkan);
+    /// Adds the CPU, for what the others do not take. Returns whether it was not there yet.
+    ///
+    /// # Errors
+    /// Where it cannot be opened.
+    pub fn add_fallback(&mut self) -> Result<bool, EngineError> {
+        let is_new = self.cpu.is_none();
+        if is_new {
+            self.add("cpu", &self.options.clone())?;
+        }
+        Ok(is_new)
+    }
+
+    /// What others are checked by: the CPU, whether it is among them or not.
+    pub(crate) fn oracle(&self) -> Result<Arc<Cpu>, EngineError> {
+        match &self.cpu {
+            Some(cpu) => Ok(cpu.clone()),
+            None => {
+                let alone = Devices::open("cpu", &self.options)?;
+                Ok(alone.cpu.expect("just opened"))
+            }
+        }
+    }
+
+    /// Opens the Vulkan device anew, as after it was lost; with one capability more left unused where one is named.
+    pub(crate) fn reopen_vulkan(&mut self, without: Option<&str>) -> Result<(), EngineError> {
+        let Some(old) = self.vulkan.take() else { return Ok(()) };
+        let fail = |error: VulkanError| EngineError::Device { name: old.name().to_owned(), reason: error.to_string() };
+        self.vulkan_options.without.extend(without.map(str::to_owned));
+        let vulkan = Arc::new(Vulkan::open(self.vulkan_options.clone()).map_err(fail)?);
+        for device in self.all.iter_mut().filter(|device| device.name() == old.name()) {
+            *device = vulkan.clone();
+        }
+        self.vulkan = Some(vulkan);
+        Ok(())
+    }
+
+    /// Trusts the Vulkan device with these units no more.
+    pub(crate) fn refuse(&mut self, units: Vec<(Part, Option<u32>)>, reason: String) {
+        let Some(vulkan) = &self.vulkan else { return };
+        for device in self.all.iter_mut().filter(|device| device.name() == vulkan.name()) {
+            *device = Arc::new(Refusing { inner: device.clone(), units: units.clone(), reason: reason.clone() });
+        }
     }
 
     /// The devices, in order of preference.
@@ -107,18 +149,50 @@ impl Devices {
     /// Measures the device that is preferred.
     pub fn measure(&self) -> Option<Rates> {
         match &self.vulkan {
-            Some(vulkan) => vulkan.measure().ok(),
+            Some(vulkan) => measure(vulkan),
             None => self.cpu.as_ref().map(|cpu| cpu.measure()),
+        }
+    }
+
+    /// Measures those of these names: [`Device::rates`] knows what came of it.
+    pub fn measure_all(&self, names: &[&str]) {
+        let is_named = |device: &dyn Device| names.contains(&device.name());
+        if let Some(vulkan) = self.vulkan.as_deref().filter(|device| is_named(*device)) {
+            measure(vulkan);
+        }
+        if let Some(cpu) = self.cpu.as_deref().filter(|device| is_named(*device)) {
+            cpu.measure();
         }
     }
 
     /// Measures the read bandwidth alone, where that is less work.
     pub fn measure_bandwidth(&self) -> Option<f64> {
         match &self.vulkan {
-            Some(_) => self.measure().map(|rates| rates.read_bytes_per_s),
+            Some(vulkan) => measure(vulkan).map(|rates| rates.read_bytes_per_s),
             None => self.cpu.as_ref().map(|cpu| cpu.measure_bandwidth()),
         }
     }
+}
+
+/// A processor that plays a device has no roof of its own: shares of what was measured would mean nothing.
+fn measure(vulkan: &Vulkan) -> Option<Rates> {
+    if vulkan.capabilities().kind == vulkan::Kind::Software {
+        return None;
+    }
+    vulkan.measure().ok()
+}
+
+/// A GPU of this machine that `device` does not name, in a line that says how to ask for it.
+pub fn unused_gpu(device: &str) -> Option<String> {
+    if device.contains("vulkan") {
+        return None;
+    }
+    let all = vulkan::list().ok()?;
+    let (index, gpu) = all.into_iter().enumerate().find_map(|(index, listed)| {
+        let found = listed.capabilities.ok().filter(|found| found.kind != vulkan::Kind::Software);
+        found.map(|found| (index, found.name))
+    })?;
+    Some(format!("vulkan:{index} ({gpu}) is not used: --device vulkan:{index} asks for it"))
 }
 
 /// `UNICORN_VULKAN_WITHOUT` names capabilities to leave unused, separated by commas, so that what other devices run can
@@ -140,6 +214,14 @@ fn cache_folder() -> Option<PathBuf> {
     let home = set("UNICORN_HOME").or_else(|| set("XDG_CACHE_HOME").map(|cache| cache.join("unicorn")));
     let home = home.or_else(|| set("HOME").map(|home| home.join(".cache/unicorn")))?;
     Some(home.join("vulkan"))
+}
+
+/// Vulkan devices of this machine, software ones too.
+///
+/// # Errors
+/// Where there is no Vulkan.
+pub fn vulkan_count() -> Result<usize, VulkanError> {
+    Ok(vulkan::list()?.len())
 }
 
 /// What `unicorn devices` tells of a Vulkan device.

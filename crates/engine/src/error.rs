@@ -59,6 +59,14 @@ pub enum EngineError {
         /// What would help.
         hint: String,
     },
+    /// Something is not on the device it was asked for on, and nothing else was to do.
+    #[error("not everything runs where it was asked to ({device}): {fallback}")]
+    Strict {
+        /// The devices asked for.
+        device: String,
+        /// What is elsewhere, and why.
+        fallback: String,
+    },
     /// More context than the model was made for.
     #[error("a context of {asked} tokens is asked for, and the model was made for {own} at most")]
     ContextTooLong {

@@ -42,6 +42,7 @@ mod quantizing;
 mod request;
 mod sampler;
 mod scheduler;
+mod self_check;
 mod service;
 mod source;
 mod stop;
@@ -54,7 +55,7 @@ pub use constraint::{Constraint, ConstraintError, Format, Grammar, MAX_LARK_BYTE
 pub use error::EngineError;
 pub use evaluate::{Logits, Perplexity};
 pub use graph::{Arithmetic, KvType, Part, Plan, bytes_text};
-pub use load::{Engine, KvMemory, LoadOptions, ModelInfo, check_fits};
+pub use load::{Engine, KvMemory, LoadOptions, ModelInfo, check_fits, check_strict};
 pub use logprobs::TokenLogprob;
 pub use metrics::{Metrics, peak_memory_bytes};
 pub use model::Model;

@@ -5,13 +5,14 @@ use std::{
     sync::{Arc, OnceLock},
 };
 
-use graph::{Arithmetic, Graph, KvType, Part, Plan, PlanOptions};
+use graph::{Arithmetic, CONTEXT_ENOUGH, Graph, KvType, Part, Plan, PlanOptions};
 use text::Tokenizer;
 
 use crate::{
     EngineError, Model, ModelFile, Roofs, ServiceOptions, Speculation, ToolFormat,
     devices::{DeviceOptions, Devices},
     model::render,
+    self_check,
     scheduler::{MAX_DRAFT, Scheduler},
     vocabulary,
 };
@@ -49,6 +50,8 @@ pub struct LoadOptions {
     pub profile: bool,
     /// Parts that must run on a named device.
     pub pins: Vec<(Part, String)>,
+    /// Whether anything that is not on the device it was asked for on is an error.
+    pub strict: bool,
     /// Whether the inputs of matrices can be read, for [`Engine::importance`]. They take memory.
     pub inputs: bool,
 }
@@ -71,6 +74,7 @@ impl Default for LoadOptions {
             gpu_memory: None,
             profile: false,
             pins: Vec::new(),
+            strict: false,
             inputs: false,
         }
     }
@@ -92,7 +96,7 @@ pub enum KvMemory {
     /// A full context of every sequence and no more.
     #[default]
     Contexts,
-    /// A quarter of what the devices have free, one full context at least: what sequences computed is kept for others
+    /// A quarter of what the preferred device has free, one full context at least: what sequences computed is kept for others
     /// to go on from.
     Quarter,
     /// So many bytes, one full context at least.
@@ -100,13 +104,15 @@ pub enum KvMemory {
 }
 
 impl KvMemory {
-    fn bytes(self, devices: &Devices) -> Option<u64> {
+    /// In bytes, where the first device may use `budget`.
+    fn bytes(self, budget: Option<u64>, devices: &Devices) -> Option<u64> {
         match self {
             KvMemory::Contexts => None,
             KvMemory::Quarter => {
-                let free = devices.list().into_iter().map(|device| device.memory().available_bytes);
+                let free = devices.list().first().map(|device| device.memory().available_bytes);
                 // The reference has no memory of its own to speak of.
-                Some(free.filter(|bytes| *bytes < u64::MAX).sum::<u64>() / 4)
+                let free = free.filter(|bytes| *bytes < u64::MAX).unwrap_or(0);
+                Some(budget.map_or(free, |budget| budget.min(free)) / 4)
             }
             KvMemory::Bytes(bytes) => Some(bytes),
         }
@@ -188,22 +194,53 @@ fn cpu_budget(cpu: &dyn graph::Device, file: &ModelFile, options: &LoadOptions) 
     }
 }
 
-fn plan(file: &ModelFile, options: &LoadOptions) -> Result<Planned, EngineError> {
+/// Opens the devices and plans; where `checks`, a Vulkan device is checked before.
+fn plan(file: &ModelFile, options: &LoadOptions, checks: bool) -> Result<Planned, EngineError> {
     let model = build(file, options.inputs)?;
     let device_options = DeviceOptions { threads: options.threads, isa: options.isa.clone(), profile: options.profile };
-    let devices = Devices::open(&options.device, &device_options)?;
+    let mut devices = Devices::open(&options.device, &device_options)?;
+    let mut info = ModelInfo::new(file, &model);
+    if checks {
+        let found = self_check::check(&mut devices, &model.graph, options.arithmetic, options.kv)?;
+        if let Some(excluded) = found.excluded.first().filter(|_| options.strict) {
+            return Err(EngineError::Strict { device: options.device.clone(), fallback: excluded.clone() });
+        }
+        info.notices.extend(found.notices.into_iter().chain(found.excluded));
+    }
+    let mut plan = place(file, &model, &devices, options);
+    // What a GPU does not take goes to the CPU, whether or not that was named.
+    if !options.strict
+        && devices.vulkan().is_some()
+        && falls_short(&plan, model.context)
+        && devices.add_fallback()?
+    {
+        plan = place(file, &model, &devices, options);
+    }
+    let plan = plan.map_err(|error| match error {
+        graph::PlanError::Context { asked, own } => EngineError::ContextTooLong { asked, own },
+        error => EngineError::Plan(error),
+    })?;
+    Ok(Planned { info, graph: model.graph, devices, plan })
+}
+
+fn place(
+    file: &ModelFile,
+    model: &models::Model,
+    devices: &Devices,
+    options: &LoadOptions,
+) -> Result<Plan, graph::PlanError> {
     let all = devices.list();
     let budget = |device: &dyn graph::Device| match device.name() {
         "cpu" => cpu_budget(device, file, options),
         name if name.starts_with("vulkan") => options.gpu_memory,
         _ => None,
     };
-    let budgets = all.iter().map(|device| budget(*device)).collect();
+    let budgets: Vec<Option<u64>> = all.iter().map(|device| budget(*device)).collect();
     let plan_options = PlanOptions {
         context: options.context,
         model_context: model.context,
         sequences: options.sequences,
-        kv_bytes: options.kv_memory.bytes(&devices),
+        kv_bytes: options.kv_memory.bytes(budgets.first().copied().flatten(), devices),
         step_tokens: options.chunk,
         step_outputs: options.step_outputs(),
         kv: options.kv,
@@ -211,12 +248,32 @@ fn plan(file: &ModelFile, options: &LoadOptions) -> Result<Planned, EngineError>
         budgets,
         pins: options.pins.clone(),
     };
-    let plan = graph::plan(&model.graph, &devices.list(), &plan_options).map_err(|error| match error {
-        graph::PlanError::Context { asked, own } => EngineError::ContextTooLong { asked, own },
-        error => EngineError::Plan(error),
-    })?;
-    let info = ModelInfo::new(file, &model);
-    Ok(Planned { info, graph: model.graph, devices, plan })
+    graph::plan(&model.graph, &all, &plan_options)
+}
+
+/// Whether a plan wants another device: there is none, it does not fit, or only with less context than is useful.
+fn falls_short(plan: &Result<Plan, graph::PlanError>, model_context: usize) -> bool {
+    match plan {
+        Err(graph::PlanError::Unsupported { .. }) => true,
+        Err(_) => false,
+        Ok(plan) => {
+            let useful = plan.context_asked.is_some() || plan.limits.context >= model_context.min(CONTEXT_ENOUGH);
+            plan.is_short() || !useful
+        }
+    }
+}
+
+/// Refuses a plan in which anything is not where it was asked for, where that is to be refused.
+///
+/// # Errors
+/// [`EngineError::Strict`], with the first that is elsewhere.
+pub fn check_strict(plan: &Plan, options: &LoadOptions) -> Result<(), EngineError> {
+    match plan.fallbacks.first() {
+        Some(fallback) if options.strict => {
+            Err(EngineError::Strict { device: options.device.clone(), fallback: fallback.clone() })
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Refuses a plan for which a device lacks memory.
@@ -254,7 +311,9 @@ impl Engine {
         options: &LoadOptions,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Engine, EngineError> {
-        let mut planned = plan(file, options)?;
+        let is_shape = file.as_shape().is_some();
+        let mut planned = plan(file, options, !is_shape)?;
+        check_strict(&planned.plan, options)?;
         check_fits(&planned.plan)?;
         let made;
         let file = match file.as_shape() {
@@ -262,7 +321,9 @@ impl Engine {
             Some(shape) => {
                 // Its weights are made only now that they fit.
                 made = ModelFile::of_shape(shape.make());
-                planned = plan(&made, options)?;
+                planned = plan(&made, options, true)?;
+                check_strict(&planned.plan, options)?;
+                check_fits(&planned.plan)?;
                 &made
             }
         };
@@ -346,9 +407,9 @@ impl ModelFile {
     /// # Errors
     /// Where the model cannot be built or placed. A plan that does not fit is returned, and says so.
     pub fn plan(&self, options: &LoadOptions, measure: bool) -> Result<(ModelInfo, Plan), EngineError> {
-        let mut planned = plan(self, options)?;
+        let mut planned = plan(self, options, false)?;
         if measure {
-            planned.devices.measure();
+            planned.devices.measure_all(&planned.plan.used_devices());
             for (bytes, device) in planned.plan.bytes.iter_mut().zip(planned.devices.list()) {
                 bytes.rates = device.rates();
             }

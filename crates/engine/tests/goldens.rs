@@ -13,6 +13,9 @@ use serde_json::Value;
 
 /// Least cosine similarity of the last logits.
 const LEAST_COSINE: f64 = 0.999;
+/// The same on Vulkan, whose kernels for few rows round activations to 8 bits without what the CPU keeps of outliers: the
+/// worst of six prompts reaches 0.99886 there and 0.99922 on the CPU.
+const LEAST_COSINE_VULKAN: f64 = 0.9985;
 /// Below this margin between the two likeliest tokens greedy text may differ.
 const THIN_MARGIN: f64 = 0.3;
 /// Largest deviation of the perplexity.
@@ -45,12 +48,17 @@ fn halves(bytes: &[u8]) -> Vec<f32> {
 
 /// Last logits and greedy text of every golden prompt.
 fn check_prompts(name: &str, options: LoadOptions) {
+    check_some_prompts(name, options, usize::MAX, LEAST_COSINE);
+}
+
+/// The same for the first `count` prompts, with a bound of its own.
+fn check_some_prompts(name: &str, options: LoadOptions, count: usize, least_cosine: f64) {
     let Some(path) = model(name) else { return };
     let mut engine = load(&path, LoadOptions { outputs: 64, context: Some(512), chunk: 64, ..options });
     let golden: Value = serde_json::from_slice(&fs::read(goldens().join(format!("{name}.json"))).unwrap()).unwrap();
     let tensors = fs::read(goldens().join(format!("{name}.safetensors"))).unwrap();
     let tensors = SafeTensors::deserialize(&tensors).unwrap();
-    for (index, prompt) in golden["prompts"].as_array().unwrap().iter().enumerate() {
+    for (index, prompt) in golden["prompts"].as_array().unwrap().iter().enumerate().take(count) {
         let text = prompt["text"].as_str().unwrap();
         let prompt_ids = ids(&prompt["ids"]);
         assert_eq!(engine.prompt(text).unwrap(), prompt_ids, "{text:?}: ids");
@@ -60,7 +68,7 @@ fn check_prompts(name: &str, options: LoadOptions) {
         let want = halves(tensors.tensor(&format!("p{index}.last_logits")).unwrap().data());
         let cosine = testkit::compare::cosine(last, &want);
         println!("{name} p{index}: cosine {cosine:.6}");
-        assert!(cosine >= LEAST_COSINE, "{text:?}: cosine {cosine}");
+        assert!(cosine >= least_cosine, "{text:?}: cosine {cosine}");
 
         let want = ids(&prompt["greedy"]);
         let margins: Vec<f64> = prompt["margins"].as_array().unwrap().iter().map(|m| m.as_f64().unwrap()).collect();
@@ -103,6 +111,21 @@ fn smollm2_prompts() {
 fn smollm2_prompts_in_f32() {
     let options = LoadOptions { arithmetic: Arithmetic::F32, kv: engine::KvType::F32, ..LoadOptions::default() };
     check_prompts(SMOLLM2, options);
+}
+
+/// On the Vulkan device with number 0, be it software: as much as that does in a minute.
+#[test]
+#[cfg_attr(debug_assertions, ignore = "six thousand tokens a model: run with --release")]
+fn smollm2_prompts_on_vulkan() {
+    if !matches!(engine::devices::vulkan_count(), Ok(1..)) {
+        assert!(std::env::var_os("UNICORN_REQUIRE_VULKAN").is_none(), "no Vulkan device");
+        println!("skipped: no Vulkan device");
+        return;
+    }
+    let options = || LoadOptions { device: "vulkan:0".to_owned(), ..LoadOptions::default() };
+    check_some_prompts(SMOLLM2, options(), 4, LEAST_COSINE_VULKAN);
+    let exact = LoadOptions { arithmetic: Arithmetic::F32, kv: engine::KvType::F32, ..options() };
+    check_some_prompts(SMOLLM2, exact, 1, LEAST_COSINE);
 }
 
 #[test]

@@ -51,7 +51,7 @@ fn the_plan_lists_both_devices() {
     let file = fixture("gemma3");
     let (_, plan) = file.plan(&options("cpu,reference", &[(Part::Attention, "reference")]), false).unwrap();
     let text = plan.to_string();
-    assert!(text.contains("reference") && text.contains("values cross between devices"), "{text}");
+    assert!(text.contains("reference") && text.contains("transfer: cpu to reference, 8 values a step"), "{text}");
     assert_eq!(plan.bytes[0].kv, 0, "the cache lies with the attention");
     assert!(plan.bytes[1].kv > 0);
 }

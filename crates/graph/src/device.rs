@@ -11,7 +11,7 @@ use crate::{
 
 /// A processor that runs operations of a graph.
 ///
-/// The planner asks first ([`Device::supports`], [`Device::weight_bytes`], [`Device::scratch_bytes`]) and compiles
+/// The planner asks first ([`Device::supports`], [`Device::weight_bytes`], [`Device::working_bytes`]) and compiles
 /// last. A device may support some operations in some shapes only; it says which, and why not the others.
 pub trait Device: Send + Sync {
     /// Its name in plans and on the command line.
@@ -39,8 +39,9 @@ pub trait Device: Send + Sync {
     /// read in place from the mapped file.
     fn weight_bytes(&self, graph: &Graph, node: NodeId, weight: &Weight, arithmetic: Arithmetic) -> u64;
 
-    /// Bytes of working memory beyond the arena and the KV cache.
-    fn scratch_bytes(&self, graph: &Graph, limits: &Limits) -> u64;
+    /// Bytes of its own memory that a share takes beside weights and KV cache: the arena, what crosses to other devices,
+    /// what kernels need beside.
+    fn working_bytes(&self, share: &Share<'_>) -> u64;
 
     /// Compiles a share of a plan: packs weights, allocates memory, records kernels. `progress` hears the bytes of
     /// weights done so far.
@@ -69,8 +70,8 @@ impl<D: Device + ?Sized> Device for &D {
     fn weight_bytes(&self, graph: &Graph, node: NodeId, weight: &Weight, arithmetic: Arithmetic) -> u64 {
         (**self).weight_bytes(graph, node, weight, arithmetic)
     }
-    fn scratch_bytes(&self, graph: &Graph, limits: &Limits) -> u64 {
-        (**self).scratch_bytes(graph, limits)
+    fn working_bytes(&self, share: &Share<'_>) -> u64 {
+        (**self).working_bytes(share)
     }
     fn compile(&self, share: &Share<'_>, progress: &mut dyn FnMut(u64)) -> Result<Box<dyn Program>, DeviceError> {
         (**self).compile(share, progress)
@@ -240,4 +241,12 @@ pub struct Share<'a> {
     pub limits: Limits,
     /// How products are computed.
     pub arithmetic: Arithmetic,
+}
+
+impl Share<'_> {
+    /// Bytes of host memory for the values that leave its stages.
+    pub fn exchanged_bytes(&self) -> u64 {
+        let values = self.stages.iter().flat_map(|stage| &stage.outputs).map(|value| self.graph.value(*value));
+        values.map(|value| (self.limits.rows(value.rows) * value.width) as u64 * 4).sum()
+    }
 }

@@ -15,6 +15,7 @@
 //!   lays out activations and the KV cache, and prints itself before anything runs.
 //! - [`Device`] says what it supports and compiles its share of a plan into a [`Program`].
 //! - [`reference::Reference`] is a device too: slow, obvious, the oracle.
+//! - [`check`] cuts small cases from a graph, to check a device on before it is trusted.
 //! - [`mod@conformance`] holds one suite of cases that any device runs in one line.
 //!
 //! This crate knows no file format, no model family and no particular device.
@@ -35,11 +36,13 @@
 
 mod arena;
 mod builder;
+pub mod check;
 pub mod conformance;
 mod device;
 mod execution;
 mod graph;
 mod op;
+mod placement;
 mod plan;
 pub mod reference;
 mod report;
@@ -52,7 +55,7 @@ pub use device::{Arithmetic, Device, DeviceError, KvPlan, KvType, Limits, Memory
 pub use execution::{Exchange, Execution, RunError};
 pub use graph::{Cache, CacheId, Graph, Node, NodeId, Part, Rows, Value, ValueId, Weight, WeightId};
 pub use op::{Activation, Op};
-pub use plan::{DeviceBytes, Plan, PlanError, PlanOptions, default_budget, plan};
+pub use plan::{CONTEXT_ENOUGH, DeviceBytes, Plan, PlanError, PlanOptions, Transfer, default_budget, plan};
 pub use report::{PlanJson, bytes_text};
 pub use rope::{RopePairs, RopeScaling, RopeTable};
 pub use step::{KV_BLOCK_TOKENS, Span, Step, StepError};

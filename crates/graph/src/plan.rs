@@ -6,7 +6,8 @@ use crate::{
     arena::Arena,
     device::{Arithmetic, Device, DeviceError, KvPlan, KvType, Limits, Memory, Program, Rates, Share, Stage},
     execution::Execution,
-    graph::{Graph, NodeId, Part, ValueId},
+    graph::{Graph, Part, ValueId},
+    placement::{Placed, Placer},
     step::KV_BLOCK_TOKENS,
 };
 
@@ -155,8 +156,10 @@ pub struct Plan {
     pub arithmetic: Arithmetic,
     /// Memory by device.
     pub bytes: Vec<DeviceBytes>,
-    /// Where a node was not placed on the first device, and why.
+    /// What was not placed on the first device or where it was pinned, and why.
     pub fallbacks: Vec<String>,
+    /// What crosses from device to device in each step, through host memory.
+    pub transfers: Vec<Transfer>,
     /// Sequences that run at once, at most.
     pub sequences: usize,
     /// What was asked of the context, and what the model was made for.
@@ -167,15 +170,34 @@ pub struct Plan {
     pub(crate) summary: Vec<crate::report::PartRow>,
 }
 
+/// Values that one device makes and another reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Transfer {
+    /// Index of the device that makes them.
+    pub from: usize,
+    /// Index of the device that reads them.
+    pub to: usize,
+    /// Values.
+    pub values: usize,
+    /// Bytes of all of them for a row of a step: a token, or a wanted output.
+    pub bytes_per_row: u64,
+}
+
 /// Tokens of the smallest context the planner proposes by itself, and the grain of its proposals.
 const CONTEXT_GRAIN: usize = 256;
 
+/// Tokens of a context that is worth giving a faster device up for.
+pub const CONTEXT_ENOUGH: usize = 4096;
+
 /// Places every node of `graph` on `devices`, given in order of preference.
 ///
-/// A unit (one part of one layer) goes to the first device that supports all of it and has room. Where no device supports
-/// a whole unit, its nodes are placed one by one. Where no device has room, the last that supports the unit takes it and
-/// the plan reports the shortage. A KV cache lies on one device: whoever writes it and whoever reads it are placed there,
-/// or refused.
+/// A unit (one part of one layer) goes to the first device that supports all of it; where none does, its nodes are placed
+/// one by one. The first layer that a device has no room for, and all that follows, goes to the next device; the last
+/// takes what is left, and the plan reports the shortage. A KV cache lies on one device: whoever writes it and whoever
+/// reads it are placed there, or refused.
+///
+/// Where no context is asked for, it is the longest that memory allows up to the model's own. One of more than
+/// [`CONTEXT_ENOUGH`] tokens pushes nothing off a device that a shorter one would leave there.
 ///
 /// # Errors
 /// Where a node is supported nowhere, a pin cannot be kept, or the options make no plan.
@@ -198,18 +220,26 @@ pub fn plan(graph: &Graph, devices: &[&dyn Device], options: &PlanOptions) -> Re
         }
         return planner.with_context(asked);
     }
+    let enough = planner.with_context(options.model_context.min(CONTEXT_ENOUGH))?;
+    let fits = |plan: &Plan| !plan.is_short() && (enough.is_short() || plan.placement == enough.placement);
     let whole = planner.with_context(options.model_context)?;
-    if !whole.is_short() {
+    if fits(&whole) {
         return Ok(whole);
     }
     // The largest multiple of the grain that fits; the smallest of all where none does, with its shortage.
     let (mut low, mut high) = (1, options.model_context.div_ceil(CONTEXT_GRAIN));
+    if !enough.is_short() {
+        low = enough.limits.context / CONTEXT_GRAIN;
+    }
     while low < high {
         let middle = (low + high).div_ceil(2);
-        let fits = !planner.with_context((middle * CONTEXT_GRAIN).min(options.model_context))?.is_short();
-        if fits { low = middle } else { high = middle - 1 }
+        if fits(&planner.with_context((middle * CONTEXT_GRAIN).min(options.model_context))?) {
+            low = middle;
+        } else {
+            high = middle - 1;
+        }
     }
-    planner.with_context((low * CONTEXT_GRAIN).min(options.model_context))
+    planner.with_context((low.max(1) * CONTEXT_GRAIN).min(options.model_context))
 }
 
 /// Bytes that a device may use where no budget is given: a tenth of what is available stays free for the system.
@@ -219,6 +249,12 @@ pub fn default_budget(memory: Memory) -> u64 {
 }
 
 impl Plan {
+    /// Names of the devices that run anything.
+    pub fn used_devices(&self) -> Vec<&str> {
+        let used = |index: &usize| self.stages.iter().any(|stage| stage.device == *index);
+        (0..self.devices.len()).filter(used).map(|index| self.devices[index].as_str()).collect()
+    }
+
     /// Whether a device lacks memory for its share.
     pub fn is_short(&self) -> bool {
         self.bytes.iter().any(|bytes| bytes.short_by() > 0)
@@ -266,31 +302,20 @@ struct Planner<'a> {
     graph: &'a Graph,
     devices: &'a [&'a dyn Device],
     options: &'a PlanOptions,
-    units: Vec<Vec<NodeId>>,
+    placer: Placer<'a>,
     budgets: Vec<u64>,
 }
 
+/// Placements that are tried until what they compute in fits beside what they hold.
+const ROUNDS: usize = 8;
+
 impl<'a> Planner<'a> {
     fn new(graph: &'a Graph, devices: &'a [&'a dyn Device], options: &'a PlanOptions) -> Result<Self, PlanError> {
-        for (_, name) in &options.pins {
-            if !devices.iter().any(|device| device.name() == name) {
-                let known = devices.iter().map(|device| device.name()).collect::<Vec<_>>().join(", ");
-                return Err(PlanError::UnknownDevice { name: name.clone(), known });
-            }
-        }
-        let mut units: Vec<Vec<NodeId>> = Vec::new();
-        for id in graph.node_ids() {
-            let of = |id: NodeId| (graph.node(id).part, graph.node(id).layer);
-            match units.last_mut() {
-                Some(unit) if of(unit[0]) == of(id) => unit.push(id),
-                _ => units.push(vec![id]),
-            }
-        }
         let budget = |index: usize, device: &dyn Device| {
             options.budgets.get(index).copied().flatten().unwrap_or_else(|| default_budget(device.memory()))
         };
         let budgets = devices.iter().enumerate().map(|(index, device)| budget(index, *device)).collect();
-        Ok(Planner { graph, devices, options, units, budgets })
+        Ok(Planner { graph, devices, options, placer: Placer::new(graph, devices, options)?, budgets })
     }
 
     fn with_context(&self, context: usize) -> Result<Plan, PlanError> {
@@ -301,20 +326,52 @@ impl<'a> Planner<'a> {
             context,
         };
         let kv = self.kv_plan(&limits);
-        let (placement, fallbacks) = self.place(&kv, &limits)?;
+        // What a device computes in is known once it is known what lies there.
+        let mut working = vec![0; self.devices.len()];
+        let mut last = None;
+        for _ in 1..ROUNDS {
+            let room: Vec<i128> =
+                self.budgets.iter().zip(&working).map(|(budget, used)| i128::from(*budget) - i128::from(*used)).collect();
+            let placed = self.placer.place(&kv, &room)?;
+            if last.as_ref().is_some_and(|plan: &Plan| plan.placement == placed.placement) {
+                break;
+            }
+            let plan = self.laid_out(placed, kv.clone(), limits);
+            for (working, bytes) in working.iter_mut().zip(&plan.bytes) {
+                *working = bytes.activations.max(*working);
+            }
+            let is_short = plan.is_short();
+            last = Some(plan);
+            if !is_short {
+                break;
+            }
+        }
+        Ok(last.expect("the first round has nothing to be the same as"))
+    }
+
+    /// The plan of a placement.
+    fn laid_out(&self, placed: Placed, kv: KvPlan, limits: Limits) -> Plan {
+        let Placed { placement, fallbacks } = placed;
         let stages = stages(self.graph, &placement);
         let phase_of = self.phase_of(&stages);
         let arenas: Vec<Arena> =
             (0..self.devices.len()).map(|device| Arena::new(self.graph, &stages, device, &limits, &phase_of)).collect();
         let bytes = (0..self.devices.len())
             .map(|device| {
-                let exchanged = stages.iter().filter(|stage| stage.device == device).flat_map(|stage| &stage.outputs);
-                let exchanged: u64 = exchanged.map(|value| exchange_bytes(self.graph, *value, &limits)).sum();
-                self.device_bytes(device, &placement, &kv, &limits, arenas[device].bytes() + exchanged)
+                let share = Share {
+                    graph: self.graph,
+                    stages: stages.iter().filter(|stage| stage.device == device).collect(),
+                    arena: &arenas[device],
+                    kv: &kv,
+                    limits,
+                    arithmetic: self.options.arithmetic,
+                };
+                self.device_bytes(device, &placement, &share)
             })
             .collect();
         let summary = crate::report::summarise(self.graph, &placement, self.devices.len());
-        Ok(Plan {
+        let transfers = transfers(self.graph, &stages);
+        Plan {
             placement,
             stages,
             devices: self.devices.iter().map(|device| device.name().to_owned()).collect(),
@@ -323,12 +380,13 @@ impl<'a> Planner<'a> {
             arithmetic: self.options.arithmetic,
             bytes,
             fallbacks,
+            transfers,
             sequences: self.options.sequences,
             context_asked: self.options.context,
             model_context: self.options.model_context,
             arenas,
             summary,
-        })
+        }
     }
 
     /// The phase of every node, counted through all stages.
@@ -384,131 +442,14 @@ impl<'a> Planner<'a> {
         caches.map(|cache| KV_BLOCK_TOKENS as u64 * cache.token_bytes(self.options.kv)).sum()
     }
 
-    fn place(&self, kv: &KvPlan, limits: &Limits) -> Result<(Vec<usize>, Vec<String>), PlanError> {
-        let mut placement = vec![usize::MAX; self.graph.nodes().len()];
-        let mut fallbacks = Vec::new();
-        let mut homes = vec![None; self.graph.caches().len()];
-        let mut left: Vec<u64> = (0..self.devices.len())
-            .map(|d| self.budgets[d].saturating_sub(self.devices[d].scratch_bytes(self.graph, limits)))
-            .collect();
-        for unit in &self.units {
-            let choice = self.choose(unit, kv, &left, &homes)?;
-            for (node, device) in choice.devices {
-                if let Some(cache) = self.graph.node(node).op.cache() {
-                    let home = *homes[cache.index()].get_or_insert(device);
-                    assert_eq!(home, device, "a cache lies on one device");
-                }
-                placement[node.index()] = device;
-                left[device] = left[device].saturating_sub(self.node_bytes(node, device, kv));
-            }
-            fallbacks.extend(choice.reason);
-        }
-        fallbacks.dedup();
-        Ok((placement, fallbacks))
-    }
-
-    /// Why a node cannot be placed on a device; `homes` tells where the caches lie that were placed before.
-    fn refusal(&self, node: NodeId, device: usize, homes: &[Option<usize>]) -> Option<String> {
-        if let Err(reason) = self.devices[device].supports(self.graph, node) {
-            return Some(reason);
-        }
-        let op = &self.graph.node(node).op;
-        let home = homes[op.cache()?.index()].filter(|home| *home != device)?;
-        Some(format!("{} needs the KV cache, which lies on {}", op.name(), self.devices[home].name()))
-    }
-
-    fn choose(&self, unit: &[NodeId], kv: &KvPlan, left: &[u64], homes: &[Option<usize>]) -> Result<Choice, PlanError> {
-        let first = self.graph.node(unit[0]);
-        let whole = |device: usize, reason: Option<String>| Choice {
-            devices: unit.iter().map(|node| (*node, device)).collect(),
-            reason,
-        };
-        let refusal = |device: usize| unit.iter().find_map(|node| self.refusal(*node, device, homes));
-        if let Some((part, name)) = self.options.pins.iter().find(|(part, _)| *part == first.part) {
-            let device = self.devices.iter().position(|d| d.name() == name).expect("checked in new");
-            return match refusal(device) {
-                None => Ok(whole(device, None)),
-                Some(reason) => Err(PlanError::Pin { part: part.name(), device: name.clone(), reason }),
-            };
-        }
-        let label = || match first.layer {
-            Some(layer) => format!("{} of layer {layer}", first.part.name()),
-            None => first.part.name().to_owned(),
-        };
-        let mut reasons = Vec::new();
-        let mut last_resort = None;
-        for (device, &room) in left.iter().enumerate() {
-            let name = self.devices[device].name();
-            if let Some(reason) = refusal(device) {
-                reasons.push(format!("{name}: {reason}"));
-                continue;
-            }
-            let bytes: u64 = unit.iter().map(|node| self.node_bytes(*node, device, kv)).sum();
-            if bytes <= room {
-                let why = (!reasons.is_empty()).then(|| format!("{} on {name} ({})", label(), reasons.join("; ")));
-                return Ok(whole(device, why));
-            }
-            reasons.push(format!("{name}: {bytes} bytes needed, {room} left"));
-            last_resort = Some(device);
-        }
-        if let Some(device) = last_resort {
-            return Ok(whole(device, None));
-        }
-        let mut devices = Vec::new();
-        for node in unit {
-            let Some(device) = self.split(unit, *node, homes) else {
-                let node = format!("{} in {}", self.graph.node(*node).op.name(), label());
-                return Err(PlanError::Unsupported { node, reasons: reasons.join("; ") });
-            };
-            devices.push((*node, device));
-        }
-        Ok(Choice { devices, reason: Some(format!("{} split ({})", label(), reasons.join("; "))) })
-    }
-
-    /// The first device for one node of a unit that is taken apart: it takes all nodes of the unit that share the node's
-    /// cache.
-    fn split(&self, unit: &[NodeId], node: NodeId, homes: &[Option<usize>]) -> Option<usize> {
-        let cache_of = |node: NodeId| self.graph.node(node).op.cache();
-        let together =
-            |other: &&NodeId| **other == node || cache_of(node).is_some() && cache_of(**other) == cache_of(node);
-        let takes_all =
-            |device: &usize| unit.iter().filter(together).all(|other| self.refusal(*other, *device, homes).is_none());
-        (0..self.devices.len()).find(takes_all)
-    }
-
-    /// Bytes that placing a node on a device adds: its weights, packed or in place, and the cache with the node that
-    /// writes it.
-    fn node_bytes(&self, node: NodeId, device: usize, kv: &KvPlan) -> u64 {
-        let op = &self.graph.node(node).op;
-        let weights = op.weights().into_iter().map(|weight| {
-            let weight = self.graph.weight(weight);
-            match self.devices[device].weight_bytes(self.graph, node, weight, self.options.arithmetic) {
-                0 if !matches!(op, crate::Op::Embed { .. }) => weight.data.len() as u64,
-                bytes => bytes,
-            }
-        });
-        let cache = match op {
-            crate::Op::KvWrite { cache, .. } => cache_bytes(self.graph, *cache, kv),
-            _ => 0,
-        };
-        weights.sum::<u64>() + cache
-    }
-
-    fn device_bytes(
-        &self,
-        device: usize,
-        placement: &[usize],
-        kv: &KvPlan,
-        limits: &Limits,
-        arena_bytes: u64,
-    ) -> DeviceBytes {
+    fn device_bytes(&self, device: usize, placement: &[usize], share: &Share<'_>) -> DeviceBytes {
         let mut resident: BTreeMap<usize, (Part, u64)> = BTreeMap::new();
         let (mut mapped, mut looked_up) = (BTreeMap::new(), BTreeMap::new());
         let (mut kv_bytes, mut read_per_token) = (0, 0);
         for id in self.graph.node_ids().filter(|id| placement[id.index()] == device) {
             let node = self.graph.node(id);
             if let crate::Op::KvWrite { cache, .. } = &node.op {
-                kv_bytes += cache_bytes(self.graph, *cache, kv);
+                kv_bytes += cache_bytes(self.graph, *cache, share.kv);
             }
             for weight_id in node.op.weights() {
                 let weight = self.graph.weight(weight_id);
@@ -537,15 +478,14 @@ impl<'a> Planner<'a> {
         for (part, bytes) in resident.into_values() {
             *weights.entry(part).or_insert(0) += bytes;
         }
-        let used = placement.contains(&device);
-        let scratch = if used { self.devices[device].scratch_bytes(self.graph, limits) } else { 0 };
+        let activations = if share.stages.is_empty() { 0 } else { self.devices[device].working_bytes(share) };
         DeviceBytes {
             device: self.devices[device].name().to_owned(),
             weights,
             mapped: mapped.into_values().sum(),
             looked_up: looked_up.into_values().sum(),
             kv: kv_bytes,
-            activations: arena_bytes + scratch,
+            activations,
             budget: self.budgets[device],
             read_per_token,
             rates: self.devices[device].rates(),
@@ -553,20 +493,9 @@ impl<'a> Planner<'a> {
     }
 }
 
-struct Choice {
-    devices: Vec<(NodeId, usize)>,
-    reason: Option<String>,
-}
-
-fn cache_bytes(graph: &Graph, cache: crate::CacheId, kv: &KvPlan) -> u64 {
+pub(crate) fn cache_bytes(graph: &Graph, cache: crate::CacheId, kv: &KvPlan) -> u64 {
     let cache = graph.cache(cache);
     kv.blocks[cache.group] as u64 * KV_BLOCK_TOKENS as u64 * cache.token_bytes(kv.dtype)
-}
-
-/// Bytes of host memory for a value that leaves a stage.
-fn exchange_bytes(graph: &Graph, value: ValueId, limits: &Limits) -> u64 {
-    let value = graph.value(value);
-    (limits.rows(value.rows) * value.width) as u64 * 4
 }
 
 /// Cuts the nodes into runs on one device and finds what crosses the borders.
@@ -603,4 +532,24 @@ fn stages(graph: &Graph, placement: &[usize]) -> Vec<Stage> {
         stage.outputs = outputs;
     }
     stages
+}
+
+/// What crosses from device to device.
+fn transfers(graph: &Graph, stages: &[Stage]) -> Vec<Transfer> {
+    let mut transfers: Vec<Transfer> = Vec::new();
+    for stage in stages {
+        for input in &stage.inputs {
+            let maker = stages.iter().find(|other| other.outputs.contains(input));
+            let from = maker.expect("what a stage takes in another gives").device;
+            let bytes = graph.value(*input).width as u64 * 4;
+            match transfers.iter_mut().find(|known| (known.from, known.to) == (from, stage.device)) {
+                Some(known) => {
+                    known.values += 1;
+                    known.bytes_per_row += bytes;
+                }
+                None => transfers.push(Transfer { from, to: stage.device, values: 1, bytes_per_row: bytes }),
+            }
+        }
+    }
+    transfers
 }

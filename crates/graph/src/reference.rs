@@ -4,7 +4,7 @@
 //! each time it is used, so it holds no weights of its own.
 
 use crate::{
-    device::{Arithmetic, Device, DeviceError, Limits, Memory, Program, Rates, Share, Stage},
+    device::{Arithmetic, Device, DeviceError, Memory, Program, Rates, Share, Stage},
     execution::Exchange,
     graph::{Graph, NodeId, Rows, ValueId, Weight, WeightId},
     op::Op,
@@ -37,8 +37,8 @@ impl Device for Reference {
         0
     }
 
-    fn scratch_bytes(&self, _graph: &Graph, _limits: &Limits) -> u64 {
-        0
+    fn working_bytes(&self, share: &Share<'_>) -> u64 {
+        share.arena.bytes() + share.exchanged_bytes()
     }
 
     fn compile(&self, share: &Share<'_>, progress: &mut dyn FnMut(u64)) -> Result<Box<dyn Program>, DeviceError> {

@@ -4,7 +4,7 @@ use std::fmt;
 
 use crate::{
     graph::{Graph, Part},
-    plan::Plan,
+    plan::{Plan, Transfer},
 };
 
 /// Nodes of one part and the layers they belong to, by device.
@@ -70,7 +70,8 @@ impl fmt::Display for Plan {
             "{:<12} {:>10} {:>10} {:>10} {:>12} {:>10} {:>10}",
             "device", "weights", "in place", "KV cache", "activations", "sum", "budget"
         )?;
-        for device in &self.bytes {
+        let used = self.used_devices();
+        for device in self.bytes.iter().filter(|device| used.contains(&&*device.device)) {
             let short = match device.short_by() {
                 0 => String::new(),
                 short => format!("  DOES NOT FIT: {} short", bytes_text(short)),
@@ -108,9 +109,13 @@ impl fmt::Display for Plan {
         for fallback in &self.fallbacks {
             writeln!(f, "fallback: {fallback}")?;
         }
-        let crossings: usize = self.stages.iter().map(|stage| stage.inputs.len()).sum();
-        if crossings > 0 {
-            writeln!(f, "{} stages; {crossings} values cross between devices each step", self.stages.len())?;
+        if self.stages.len() > 1 {
+            writeln!(f, "{} stages, one after another", self.stages.len())?;
+        }
+        for Transfer { from, to, values, bytes_per_row } in &self.transfers {
+            let (from, to, bytes) = (&self.devices[*from], &self.devices[*to], bytes_text(*bytes_per_row));
+            let values = if *values == 1 { "1 value".to_owned() } else { format!("{values} values") };
+            writeln!(f, "transfer: {from} to {to}, {values} a step, {bytes} a token")?;
         }
         Ok(())
     }
@@ -165,6 +170,16 @@ impl Plan {
                     })
                 })
                 .collect(),
+            transfers: self
+                .transfers
+                .iter()
+                .map(|transfer| TransferJson {
+                    from: &self.devices[transfer.from],
+                    to: &self.devices[transfer.to],
+                    values: transfer.values,
+                    bytes_per_token: transfer.bytes_per_row,
+                })
+                .collect(),
             fallbacks: &self.fallbacks,
         }
     }
@@ -182,6 +197,7 @@ pub struct PlanJson<'a> {
     fits: bool,
     devices: Vec<DeviceJson<'a>>,
     placement: Vec<PlacementJson<'a>>,
+    transfers: Vec<TransferJson<'a>>,
     fallbacks: &'a [String],
 }
 
@@ -200,4 +216,12 @@ struct PlacementJson<'a> {
     device: &'a str,
     operations: usize,
     layers: usize,
+}
+
+#[derive(Debug, serde::Serialize)]
+struct TransferJson<'a> {
+    from: &'a str,
+    to: &'a str,
+    values: usize,
+    bytes_per_token: u64,
 }

@@ -1,7 +1,7 @@
 //! What the planner counts against a device's memory.
 
 use graph::{
-    Arithmetic, Device, DeviceError, Graph, GraphBuilder, Limits, Memory, NodeId, Op, Part, PlanOptions, Program,
+    Arithmetic, Device, DeviceError, Graph, GraphBuilder, Memory, NodeId, Op, Part, PlanOptions, Program,
     Rates, Share, Weight, plan,
 };
 
@@ -39,8 +39,8 @@ impl Device for Counting {
         if self.packs && !is_looked_up { weight.data.len() as u64 } else { 0 }
     }
 
-    fn scratch_bytes(&self, _graph: &Graph, _limits: &Limits) -> u64 {
-        0
+    fn working_bytes(&self, share: &Share<'_>) -> u64 {
+        share.arena.bytes()
     }
 
     fn compile(&self, _share: &Share<'_>, _progress: &mut dyn FnMut(u64)) -> Result<Box<dyn Program>, DeviceError> {

@@ -119,9 +119,7 @@ impl App {
     }
 
     pub(crate) fn ready(&self, service: Service) {
-        let mut devices: Vec<&str> = service.plan().bytes.iter().map(|bytes| bytes.device.as_str()).collect();
-        devices.dedup();
-        let device = devices.join(",");
+        let device = service.plan().used_devices().join(",");
         let longest_token_bytes = service.tokenizer().map_or(1, |tokenizer| {
             let lengths = (0..tokenizer.vocab_size() as u32).filter_map(|id| tokenizer.token_bytes(id));
             lengths.map(|bytes| bytes.len()).max().unwrap_or(1).max(1)

@@ -99,6 +99,17 @@ impl Capabilities {
         Ok(self)
     }
 
+    /// Whether a capability of [`OPTIONAL`] is there and in use.
+    pub(crate) fn uses(&self, name: &str) -> bool {
+        match name {
+            "integer-dot" => self.integer_dot,
+            "cooperative-matrix" => self.cooperative_matrix.is_some(),
+            "unified-memory" => self.unified,
+            "memory-budget" => self.memory_budget,
+            _ => false,
+        }
+    }
+
     /// Asks a device.
     ///
     /// # Errors

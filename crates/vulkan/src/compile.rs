@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use graph::{Cache, CacheId, DeviceError, Graph, KV_BLOCK_TOKENS, KvType, Op, Share, Stage, ValueId, WeightId};
+use graph::{Cache, DeviceError, Graph, KV_BLOCK_TOKENS, KvType, Op, Share, Stage, ValueId, WeightId};
 
 use crate::{
     Vulkan,
@@ -10,11 +10,12 @@ use crate::{
     fuse::{self, After, Group, Kind, Norm, Target},
     inbox::{InboxLayout, TileList},
     kernels::{self, elementwise},
-    list::{self, Addresses},
-    memory::{Buffer, Place, Slabs, Want, rounded},
+    list::Addresses,
+    memory::{self, Buffer, Place, Slabs, Want, rounded},
     operation::{AfterAt, AttentionAt, HeadPartAt, HeadsAt, LinearAt, Matrix, NormAt, Operation, ProductAt, RopeAt},
     pack::{Format, Layout},
     program::{CacheAt, HostValue, OutValue, StageProgram, VulkanProgram},
+    room::{self, Room},
     upload::Uploader,
 };
 
@@ -26,37 +27,6 @@ pub(crate) fn matrix_bytes(weight: &graph::Weight, arithmetic: graph::Arithmetic
 /// Bytes a vector takes.
 pub(crate) fn vector_bytes(elements: usize) -> u64 {
     rounded(elements as u64 * 4)
-}
-
-/// Bytes of the prepared inputs of products and their scales: of all rows as halves, or of few as bytes.
-fn prepared_bytes(graph: &Graph, limits: &graph::Limits, halves: bool) -> (u64, u64) {
-    let mut quants = 0;
-    let mut scales = 0;
-    for node in graph.nodes() {
-        if let Op::Linear { x, .. } = node.op {
-            let value = graph.value(x);
-            let (rows, width) = (limits.rows(value.rows) as u64, value.width as u64);
-            let few = rows.min(u64::from(list::GEMV_ROWS));
-            quants = u64::max(quants, few * width).max(if halves { rows * width * 2 } else { 0 });
-            scales = u64::max(scales, few * width / 4).max(if halves { rows * 8 } else { 0 });
-        }
-    }
-    (quants, scales)
-}
-
-/// Bytes of working memory beside the arena: an upper bound, however the graph is cut into stages.
-pub(crate) fn scratch_bytes(vulkan: &Vulkan, graph: &Graph, limits: &graph::Limits) -> u64 {
-    let capabilities = &vulkan.context.capabilities;
-    let (quants, scales) = prepared_bytes(graph, limits, capabilities.cooperative_matrix.is_some());
-    let head_dim = graph.caches().iter().map(|cache| cache.head_dim).max().unwrap_or(0);
-    let embedded: u64 = graph
-        .nodes()
-        .iter()
-        .filter(|node| matches!(node.op, Op::Embed { .. }))
-        .filter_map(|node| node.output)
-        .map(|value| (limits.tokens * graph.value(value).width) as u64 * 4)
-        .sum();
-    quants + scales + list::partial_bytes(capabilities, head_dim) + 2 * embedded
 }
 
 /// Compiles a share; `progress` hears the bytes of weights packed so far.
@@ -150,13 +120,17 @@ impl<'a, 'b> Compiler<'a, 'b> {
         }
         let arithmetic = self.share.arithmetic;
         let vector_len = |id: &WeightId| graph.weight(*id).rows * graph.weight(*id).cols;
-        let expected = matrices.iter().map(|id| matrix_bytes(graph.weight(*id), arithmetic)).sum::<u64>()
-            + vectors.iter().map(|(id, _)| vector_bytes(vector_len(id))).sum::<u64>()
-            + ones.iter().map(|len| vector_bytes(*len)).sum::<u64>()
-            + tables.iter().map(|table| vector_bytes(table.inv_freq.len())).sum::<u64>();
+        let places: Vec<u64> = matrices
+            .iter()
+            .map(|id| matrix_bytes(graph.weight(*id), arithmetic))
+            .chain(vectors.iter().map(|(id, _)| vector_bytes(vector_len(id))))
+            .chain(ones.iter().map(|len| vector_bytes(*len)))
+            .chain(tables.iter().map(|table| vector_bytes(table.inv_freq.len())))
+            .collect();
+        let expected = places.iter().sum();
         let context = &self.vulkan.context;
         let want = if context.capabilities.unified { Want::DeviceFromHost } else { Want::Device };
-        let mut slabs = Slabs::new(context, want, expected);
+        let mut slabs = Slabs::new(context, want, places);
         let mut uploader = Uploader::new(context, arithmetic);
         let mut done = 0;
         for id in matrices {
@@ -197,40 +171,14 @@ impl<'a, 'b> Compiler<'a, 'b> {
         (self.share.kv.blocks[cache.group] * KV_BLOCK_TOKENS) as u64 * cache.token_bytes(self.share.kv.dtype) / 2
     }
 
-    fn value_bytes(&self, value: ValueId) -> u64 {
-        let value = self.share.graph.value(value);
-        (self.share.limits.rows(value.rows) * value.width) as u64 * 4
-    }
-
     fn memory(&self) -> Result<ProgramMemory, VulkanError> {
-        let (graph, share) = (self.share.graph, self.share);
         let context = &self.vulkan.context;
-        let here = |cache: usize| self.nodes().any(|node| node.op.cache().is_some_and(|id| id.index() == cache));
-        let cache_bytes: Vec<Option<u64>> = graph
-            .caches()
-            .iter()
-            .enumerate()
-            .map(|(index, cache)| here(index).then(|| self.cache_bytes(cache)))
-            .collect();
-        let slot_bytes: Vec<u64> = share.arena.slots.iter().map(|slot| slot.elements as u64 * 4).collect();
-        let halves = context.capabilities.cooperative_matrix.is_some();
-        let (quants, scales) = prepared_bytes(graph, &share.limits, halves);
-        let head_dim = graph.caches().iter().map(|cache| cache.head_dim).max().unwrap_or(0);
-        let partial = list::partial_bytes(&context.capabilities, head_dim);
-        let expected = slot_bytes.iter().map(|bytes| rounded(*bytes)).sum::<u64>()
-            + cache_bytes.iter().flatten().map(|bytes| 2 * rounded(*bytes)).sum::<u64>()
-            + rounded(quants)
-            + rounded(scales)
-            + rounded(partial);
-        let mut slabs = Slabs::new(context, Want::Device, expected);
-        let slots = slot_bytes.iter().map(|bytes| slabs.take(*bytes)).collect::<Result<_, _>>()?;
-        let mut caches = Vec::new();
-        for bytes in cache_bytes {
-            caches.push(match bytes {
-                Some(bytes) => Some([slabs.take(bytes)?, slabs.take(bytes)?]),
-                None => None,
-            });
-        }
+        let room = Room::of(context, self.share);
+        let mut slabs = Slabs::new(context, Want::Device, room.places());
+        let Room { slots, caches, quants, scales, partial, lists, layout, host_values, out_values, inbox, outbox } = room;
+        let slots = slots.iter().map(|bytes| slabs.take(*bytes)).collect::<Result<_, _>>()?;
+        let mut cache = |bytes| Ok::<_, VulkanError>([slabs.take(bytes)?, slabs.take(bytes)?]);
+        let caches = caches.into_iter().map(|bytes| bytes.map(&mut cache).transpose()).collect::<Result<_, _>>()?;
         let (quants, scales, partial) = (slabs.take(quants)?, slabs.take(scales)?, slabs.take(partial)?);
         // What nobody has written yet reads as zeros, the same in every run.
         context.run_once(|commands| {
@@ -240,31 +188,12 @@ impl<'a, 'b> Compiler<'a, 'b> {
             }
         })?;
 
-        let mut lists: Vec<TileList> = Vec::new();
-        let mut host_values: Vec<ValueId> = Vec::new();
-        let mut out_values: Vec<(ValueId, u64)> = Vec::new();
-        let mut out_bytes = 0;
-        for node in self.nodes() {
-            if let Op::Attention { cache, q, .. } = &node.op {
-                push_new(&mut lists, self.tile_list(*cache, *q));
-            }
-            if matches!(node.op, Op::Embed { .. }) {
-                host_values.extend(node.output);
-            }
-        }
-        for stage in &share.stages {
-            stage.inputs.iter().for_each(|value| push_new(&mut host_values, *value));
-            for value in &stage.outputs {
-                out_values.push((*value, out_bytes));
-                out_bytes += rounded(self.value_bytes(*value));
-            }
-        }
-        let bytes: Vec<u64> = host_values.iter().map(|value| self.value_bytes(*value)).collect();
-        let layout = InboxLayout::new(graph, &share.limits, &lists, &bytes);
-        let sequences = share.limits.tokens.min(64) as u64;
-        let each = share.limits.context.div_ceil(KV_BLOCK_TOKENS) as u64 * 4 * graph.windows().len() as u64;
-        let (inbox, mirror) = boxes(context, layout.tables + sequences * each)?;
-        let outbox = Buffer::new(context, out_bytes, Want::HostReads)?;
+        let mirror = match memory::is_local_from_host(context) {
+            true => None,
+            false => Some(Buffer::new(context, inbox, Want::Device)?),
+        };
+        let inbox = Buffer::new(context, inbox, Want::DeviceFromHost)?;
+        let outbox = Buffer::new(context, outbox, Want::HostReads)?;
         Ok(ProgramMemory {
             slabs,
             slots,
@@ -280,12 +209,6 @@ impl<'a, 'b> Compiler<'a, 'b> {
             outbox,
             out_values,
         })
-    }
-
-    fn tile_list(&self, cache: CacheId, q: ValueId) -> TileList {
-        let cache = self.share.graph.cache(cache);
-        let heads = self.share.graph.value(q).width / cache.head_dim;
-        TileList { rows: list::tile_rows(heads / cache.kv_heads), group: cache.group }
     }
 
     fn matrix(&self, value: ValueId, memory: &ProgramMemory) -> Matrix {
@@ -442,7 +365,7 @@ impl<'a, 'b> Compiler<'a, 'b> {
             Op::Attention { cache: id, q, scale, softcap } => {
                 let cache = self.share.graph.cache(*id);
                 let [keys, values] = memory.caches[id.index()].expect("a cache that is read lies here");
-                let list = self.tile_list(*id, *q);
+                let list = room::tile_list(self.share.graph, *id, *q);
                 Operation::Attention(AttentionAt {
                     q: matrix(*q),
                     out: out(),
@@ -513,17 +436,7 @@ impl ProgramMemory {
     }
 }
 
-/// A buffer the processor writes and, where that is not the device's own memory, one the kernels read.
-fn boxes(
-    context: &std::sync::Arc<crate::context::Context>,
-    bytes: u64,
-) -> Result<(Buffer, Option<Buffer>), VulkanError> {
-    let inbox = Buffer::new(context, bytes, Want::DeviceFromHost)?;
-    let mirror = if inbox.local { None } else { Some(Buffer::new(context, bytes, Want::Device)?) };
-    Ok((inbox, mirror))
-}
-
-fn push_new<T: PartialEq>(list: &mut Vec<T>, item: T) {
+pub(crate) fn push_new<T: PartialEq>(list: &mut Vec<T>, item: T) {
     if !list.contains(&item) {
         list.push(item);
     }

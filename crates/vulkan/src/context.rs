@@ -3,7 +3,7 @@
 use std::{
     collections::HashMap,
     path::PathBuf,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicU64},
     time::{Duration, Instant},
 };
 
@@ -36,6 +36,8 @@ pub(crate) struct Context {
     pub(crate) cache: vk::PipelineCache,
     pub(crate) cache_path: Option<PathBuf>,
     pub(crate) pipelines: Mutex<HashMap<PipelineKey, Arc<Pipeline>>>,
+    /// Bytes of memory that buffers hold.
+    pub(crate) allocated: AtomicU64,
     queue: Mutex<Queue>,
     timeline: vk::Semaphore,
     /// Kept last, since the device belongs to it.
@@ -76,6 +78,7 @@ impl Context {
             cache,
             cache_path,
             pipelines: Mutex::default(),
+            allocated: AtomicU64::new(0),
             queue: Mutex::new(Queue { raw, submitted: 0 }),
             timeline,
             instance,

@@ -48,17 +48,18 @@ mod profile;
 mod program;
 mod rates;
 mod record;
+mod room;
 mod shaders;
 mod upload;
 
 use std::{
     ops::Range,
     path::PathBuf,
-    sync::{Arc, OnceLock},
+    sync::{Arc, OnceLock, PoisonError, atomic::Ordering},
 };
 
 use ash::vk;
-use graph::{Arithmetic, Device, DeviceError, Graph, Limits, Memory, NodeId, Op, Program, Rates, Share, Weight};
+use graph::{Arithmetic, Device, DeviceError, Graph, Memory, NodeId, Op, Program, Rates, Share, Weight};
 
 pub use capabilities::{Capabilities, Kind, MatrixShape, OPTIONAL};
 pub use error::VulkanError;
@@ -129,6 +130,39 @@ impl Vulkan {
     /// What it can do, as far as it is used.
     pub fn capabilities(&self) -> &Capabilities {
         &self.context.capabilities
+    }
+
+    /// Whether a capability of [`OPTIONAL`] is in use.
+    pub fn uses(&self, capability: &str) -> bool {
+        self.context.capabilities.uses(capability)
+    }
+
+    /// What results depend on beside the model: device, driver, shaders, this crate's version, and the capabilities in
+    /// use.
+    pub fn kernels_id(&self) -> String {
+        let own = &self.context.capabilities;
+        let used: Vec<&str> = OPTIONAL.into_iter().filter(|name| own.uses(name)).collect();
+        let shaders = shaders::digest();
+        format!("{} {} {shaders:016x} {} {}", own.cache_id, own.driver, env!("CARGO_PKG_VERSION"), used.join(","))
+    }
+
+    /// A file beside the pipeline cache; `None` where none is kept.
+    pub fn cache_file(&self, extension: &str) -> Option<PathBuf> {
+        Some(self.context.cache_path.as_ref()?.with_extension(extension))
+    }
+
+    /// The kernels made so far: shaders with their constants.
+    pub fn kernels(&self) -> Vec<String> {
+        let pipelines = self.context.pipelines.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut names: Vec<String> =
+            pipelines.keys().map(|key| format!("{} {:?}", key.shader.name(), key.constants)).collect();
+        names.sort();
+        names
+    }
+
+    /// Bytes of memory that its programs hold at present, as the driver was asked for them.
+    pub fn allocated_bytes(&self) -> u64 {
+        self.context.allocated.load(Ordering::Relaxed)
     }
 
     /// Whether the validation layer watches.
@@ -206,8 +240,8 @@ impl Device for Vulkan {
         }
     }
 
-    fn scratch_bytes(&self, graph: &Graph, limits: &Limits) -> u64 {
-        compile::scratch_bytes(self, graph, limits)
+    fn working_bytes(&self, share: &Share<'_>) -> u64 {
+        room::working_bytes(&self.context, share)
     }
 
     fn compile(&self, share: &Share<'_>, progress: &mut dyn FnMut(u64)) -> Result<Box<dyn Program>, DeviceError> {

@@ -1,6 +1,9 @@
 //! Device memory: allocations of at most a gibibyte, cut in order, and buffers the processor reaches.
 
-use std::sync::Arc;
+use std::{
+    collections::VecDeque,
+    sync::{Arc, atomic::Ordering},
+};
 
 use ash::vk;
 use graph::Memory;
@@ -34,8 +37,8 @@ pub(crate) struct Buffer {
     pub(crate) address: u64,
     /// Where the processor reaches it.
     mapped: Option<*mut u8>,
-    /// Whether the memory is the device's own.
-    pub(crate) local: bool,
+    /// Bytes of its memory.
+    allocated: u64,
     context: Arc<Context>,
 }
 
@@ -50,7 +53,7 @@ impl Buffer {
             | vk::BufferUsageFlags::SHADER_DEVICE_ADDRESS
             | vk::BufferUsageFlags::TRANSFER_SRC
             | vk::BufferUsageFlags::TRANSFER_DST;
-        let bytes = bytes.max(ALIGN);
+        let bytes = rounded(bytes.max(1));
         let info = vk::BufferCreateInfo::default().size(bytes).usage(usage);
         // SAFETY: plain creation; handles are destroyed in `drop`, or here where a later call fails.
         unsafe {
@@ -65,6 +68,7 @@ impl Buffer {
                     .memory_type_index(kind)
                     .push_next(&mut addresses);
                 let memory = device.allocate_memory(&info, None).map_err(VulkanError::of("vkAllocateMemory"))?;
+                context.allocated.fetch_add(needs.size, Ordering::Relaxed);
                 Ok((memory, flags))
             });
             let (memory, flags) = match allocated {
@@ -80,7 +84,7 @@ impl Buffer {
                 bytes,
                 address: 0,
                 mapped: None,
-                local: flags.contains(vk::MemoryPropertyFlags::DEVICE_LOCAL),
+                allocated: needs.size,
                 context: context.clone(),
             };
             device.bind_buffer_memory(raw, memory, 0).map_err(VulkanError::of("vkBindBufferMemory"))?;
@@ -108,7 +112,14 @@ impl Drop for Buffer {
             self.context.device.destroy_buffer(self.raw, None);
             self.context.device.free_memory(self.memory, None);
         }
+        self.context.allocated.fetch_sub(self.allocated, Ordering::Relaxed);
     }
+}
+
+/// Whether what kernels read from the processor lies in the device's own memory.
+pub(crate) fn is_local_from_host(context: &Context) -> bool {
+    memory_type(context, u32::MAX, Want::DeviceFromHost)
+        .is_ok_and(|(_, flags)| flags.contains(vk::MemoryPropertyFlags::DEVICE_LOCAL))
 }
 
 /// The first type of memory that has what is wanted, and its properties.
@@ -149,8 +160,8 @@ pub(crate) struct Slabs {
     pub(crate) buffers: Vec<Buffer>,
     want: Want,
     used: u64,
-    /// Bytes that are still to come, as far as is known: the last slab is no larger than it must be.
-    expected: u64,
+    /// Bytes of the slabs that are still to come.
+    to_come: VecDeque<u64>,
 }
 
 /// Bytes that a tensor takes in a slab.
@@ -158,10 +169,23 @@ pub(crate) fn rounded(bytes: u64) -> u64 {
     bytes.next_multiple_of(ALIGN)
 }
 
+/// Bytes of the slabs for places of these sizes, in this order: each as large as what it holds.
+pub(crate) fn slab_bytes(places: impl IntoIterator<Item = u64>, most: u64) -> VecDeque<u64> {
+    let mut slabs: VecDeque<u64> = VecDeque::new();
+    for bytes in places.into_iter().map(|bytes| rounded(bytes.max(1))) {
+        match slabs.back_mut() {
+            Some(slab) if *slab + bytes <= most => *slab += bytes,
+            _ => slabs.push_back(bytes),
+        }
+    }
+    slabs
+}
+
 impl Slabs {
-    /// Slabs for `expected` bytes, counted with [`rounded`].
-    pub(crate) fn new(context: &Arc<Context>, want: Want, expected: u64) -> Slabs {
-        Slabs { context: context.clone(), buffers: Vec::new(), want, used: 0, expected }
+    /// Slabs for places of these sizes, to be taken in this order.
+    pub(crate) fn new(context: &Arc<Context>, want: Want, places: impl IntoIterator<Item = u64>) -> Slabs {
+        let to_come = slab_bytes(places, SLAB_BYTES.min(context.capabilities.allocation_bytes));
+        Slabs { context: context.clone(), buffers: Vec::new(), want, used: 0, to_come }
     }
 
     /// A place for `bytes` bytes.
@@ -169,15 +193,13 @@ impl Slabs {
         let bytes = rounded(bytes.max(1));
         let fits = self.buffers.last().is_some_and(|slab| slab.bytes - self.used >= bytes);
         if !fits {
-            let most = SLAB_BYTES.min(self.context.capabilities.allocation_bytes);
-            let size = self.expected.min(most).max(bytes);
+            let size = self.to_come.pop_front().unwrap_or(bytes).max(bytes);
             self.buffers.push(Buffer::new(&self.context, size, self.want)?);
             self.used = 0;
         }
         let slab = self.buffers.len() - 1;
         let offset = self.used;
         self.used += bytes;
-        self.expected = self.expected.saturating_sub(bytes);
         Ok(Place { slab, offset, address: self.buffers[slab].address + offset, bytes })
     }
 }
@@ -202,4 +224,22 @@ pub(crate) fn memory(context: &Context) -> Memory {
         heap.size
     };
     Memory { total_bytes: heap.size, available_bytes: available.min(heap.size) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slabs_are_as_large_as_what_they_hold() {
+        for (places, want) in [
+            (&[][..], &[][..]),
+            (&[1, 256, 300], &[1024]),
+            (&[512, 512, 256], &[1024, 256]),
+            // What is larger than a slab has one of its own.
+            (&[512, 4096, 512], &[512, 4096, 512]),
+        ] {
+            assert_eq!(slab_bytes(places.iter().copied(), 1024), want, "{places:?}");
+        }
+    }
 }

@@ -15,6 +15,9 @@ macro_rules! shaders {
                 }
             }
 
+            /// All of them.
+            const ALL: &[Shader] = &[$(Shader::$name),+];
+
             /// The name of its source.
             pub(crate) fn name(self) -> &'static str {
                 match self {
@@ -51,4 +54,10 @@ impl Shader {
     pub(crate) fn words(self) -> Vec<u32> {
         self.bytes().as_chunks::<4>().0.iter().map(|word| u32::from_le_bytes(*word)).collect()
     }
+}
+
+/// Of all shaders (FNV-1a): results that were checked are those of these.
+pub(crate) fn digest() -> u64 {
+    let bytes = Shader::ALL.iter().flat_map(|shader| shader.bytes());
+    bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3))
 }

@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use engine::{LoadOptions, ModelFile, check_fits};
+use engine::{LoadOptions, ModelFile, check_fits, check_strict, devices::unused_gpu};
 use serde_json::json;
 
 use crate::{
@@ -15,7 +15,7 @@ use crate::{
 ///
 /// Places every operation on a device without loading anything: weights, KV cache at the context asked for, activations,
 /// what does not fit and by how much, and the decoding speed that the measured bandwidth allows at most. Exits with 1
-/// when it does not fit.
+/// when it does not fit, and with --strict when anything falls to another device.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -61,7 +61,11 @@ pub(crate) fn show(file: &ModelFile, options: &LoadOptions, as_json: bool) -> an
         for notice in &info.notices {
             print(&format!("note: {}\n", one_line(notice)))?;
         }
+        if let Some(gpu) = unused_gpu(&options.device) {
+            print(&format!("note: {}\n", one_line(&gpu)))?;
+        }
     }
+    check_strict(&plan, options).map_err(|error| naming(error, file.short_name()))?;
     check_fits(&plan).map_err(|error| naming(error, file.short_name()))?;
     Ok(ExitCode::SUCCESS)
 }

@@ -6,7 +6,9 @@ use std::{
     process::ExitCode,
 };
 
-use engine::{Engine, EngineError, FinishReason, Generation, ModelFile, Request, SamplerOptions};
+use engine::{
+    Engine, EngineError, FinishReason, Generation, ModelFile, Request, SamplerOptions, devices::unused_gpu,
+};
 use serde_json::{Map, Value, json};
 
 use crate::{
@@ -16,7 +18,7 @@ use crate::{
     exit::{INTERRUPTED, usage},
     interrupt::{self, Answering, Rule},
     model::{Loaded, check_tokenizer, load, naming, open, open_and_say, read_stdin},
-    output::{Output, note, note_dim, print_json},
+    output::{Output, note, note_dim, one_line, print_json},
 };
 
 /// Tokens of a base model's text where nothing else bounds it.
@@ -107,6 +109,9 @@ impl RunArgs {
         let request = self.request(&prompt, sampler);
         if self.verbose {
             note(format_args!("{}", loaded.engine.plan()));
+            if let Some(gpu) = unused_gpu(&self.load.device) {
+                note(format_args!("note: {}", one_line(&gpu)));
+            }
             note(format_args!("prompt: {:?}\nseed: {}", prompt.text, request.sampler.seed));
         }
         interrupt::install(Rule::Ends)?;

@@ -8,7 +8,7 @@ use std::{
 };
 
 use graph::{
-    Arithmetic, Device, DeviceError, Exchange, Graph, GraphBuilder, KV_BLOCK_TOKENS, Limits, Memory, NodeId,
+    Arithmetic, Device, DeviceError, Exchange, Graph, GraphBuilder, KV_BLOCK_TOKENS, Memory, NodeId,
     PlanOptions, Program, Rates, Share, ValueId, Weight,
 };
 use rand_pcg::{
@@ -61,7 +61,7 @@ impl Device for Null {
     fn weight_bytes(&self, _: &Graph, _: NodeId, _: &Weight, _: Arithmetic) -> u64 {
         0
     }
-    fn scratch_bytes(&self, _: &Graph, _: &Limits) -> u64 {
+    fn working_bytes(&self, _: &Share<'_>) -> u64 {
         0
     }
     fn compile(&self, share: &Share<'_>, _: &mut dyn FnMut(u64)) -> Result<Box<dyn Program>, DeviceError> {

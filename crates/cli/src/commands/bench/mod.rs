@@ -98,7 +98,10 @@ impl BenchArgs {
         let found = time(&mut engine, &options).map_err(|error| naming(error, file.short_name()))?;
         let interrupted = found.interrupted;
         if self.profile {
-            eprint!("{}", kernel_table(&engine.kernel_times()));
+            match &engine.kernel_times()[..] {
+                [] => note("no kernel times: they are taken on a Vulkan device that has a clock, as by --device vulkan"),
+                times => eprint!("{}", kernel_table(times)),
+            }
         }
         Report::new(&engine, &file, &options, found, baseline.as_ref()).print(format)?;
         Ok(if interrupted { ExitCode::from(INTERRUPTED) } else { ExitCode::SUCCESS })

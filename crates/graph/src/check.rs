@@ -1,0 +1,357 @@
+//! A device checked against another before it is trusted: small cases cut from the graph that is to run.
+//!
+//! A case is two neighbouring layers (or the embedding and the first, or the last and the head) with random weights of
+//! the same types and shapes, since devices fuse operations across the border of layers. Its steps have the numbers of
+//! rows that kernels are chosen by: prompts long and short, and one to sixteen sequences that decode.
+
+use std::{collections::HashMap, ops::Range, sync::Arc};
+
+use tensor::{DType, blocks::random_blocks};
+
+use crate::{
+    device::{Arithmetic, Device, DeviceError, KvType},
+    execution::{Execution, RunError},
+    graph::{Cache, CacheId, Graph, Node, Part, Rows, Value, ValueId, Weight, WeightId},
+    op::Op,
+    plan::{PlanOptions, plan},
+    step::{KV_BLOCK_TOKENS, Span, Step},
+};
+
+/// Entries of the tables that inputs are looked up in.
+const VOCAB: usize = 64;
+/// Rows of a head, at most: more of them are more of the same.
+const HEAD_ROWS: usize = 16384;
+/// Sequences, and tokens that each may have.
+const SEQUENCES: usize = 16;
+const CONTEXT: usize = 160;
+/// Tokens of the longest prompt: attention divides more than 128.
+const PROMPT: usize = 130;
+
+/// A small graph that stands for layers of a larger one.
+#[derive(Clone, Debug)]
+pub struct Case {
+    /// What it stands for, in words.
+    pub name: String,
+    /// What makes it different from others: operations, shapes and types. The same text means the same kernels.
+    pub key: String,
+    /// The parts and layers of the graph that are like it.
+    pub units: Vec<(Part, Option<u32>)>,
+    nodes: Vec<Node>,
+    values: Vec<Value>,
+    weights: Vec<(DType, usize, usize)>,
+    caches: Vec<Cache>,
+    windows: Vec<Option<usize>>,
+    logits: ValueId,
+}
+
+/// Why a device is not to be trusted with a case.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum CheckError {
+    /// It computes something else.
+    #[error("{rows} rows after {past} tokens are off by {error:.3} of the largest value")]
+    Differs {
+        /// Rows of the step.
+        rows: usize,
+        /// Tokens before them.
+        past: usize,
+        /// Largest error, as a share of the largest absolute value; not a number where the result is none.
+        error: f32,
+    },
+    /// It does not compute at all.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+}
+
+/// The cases of a graph, each once.
+pub fn cases(graph: &Graph) -> Vec<Case> {
+    let mut runs: Vec<Range<usize>> = Vec::new();
+    for (index, node) in graph.nodes().iter().enumerate() {
+        match runs.last_mut() {
+            Some(run) if graph.nodes()[run.start].layer == node.layer => run.end = index + 1,
+            _ => runs.push(index..index + 1),
+        }
+    }
+    let pairs: Vec<Range<usize>> = match &runs[..] {
+        [] => vec![],
+        [only] => vec![only.clone()],
+        _ => runs.windows(2).map(|pair| pair[0].start..pair[1].end).collect(),
+    };
+    let mut cases: Vec<Case> = Vec::new();
+    for case in pairs.into_iter().filter_map(|nodes| cut(graph, nodes)) {
+        match cases.iter_mut().find(|known| known.key == case.key) {
+            Some(known) => known.units.extend(case.units),
+            None => cases.push(case),
+        }
+    }
+    cases
+}
+
+/// Ids of a graph and their counterparts in a case.
+#[derive(Default)]
+struct Cut {
+    nodes: Vec<Node>,
+    values: Vec<Value>,
+    weights: Vec<(DType, usize, usize)>,
+    caches: Vec<Cache>,
+    windows: Vec<Option<usize>>,
+    value_of: HashMap<ValueId, ValueId>,
+    weight_of: HashMap<WeightId, WeightId>,
+    cache_of: HashMap<CacheId, CacheId>,
+}
+
+/// The case of a run of nodes; `None` where it makes no value, or reads a cache that others write.
+fn cut(graph: &Graph, range: Range<usize>) -> Option<Case> {
+    let nodes = &graph.nodes()[range];
+    let written = |cache: CacheId| {
+        nodes.iter().any(|node| matches!(&node.op, Op::KvWrite { cache: own, .. } if *own == cache))
+    };
+    if nodes.iter().any(|node| node.op.cache().is_some_and(|cache| !written(cache))) {
+        return None;
+    }
+    let mut cut = Cut::default();
+    for node in nodes {
+        for input in node.op.inputs() {
+            if !cut.value_of.contains_key(&input) {
+                let made = cut.input(graph.value(input), node.part);
+                cut.value_of.insert(input, made);
+            }
+        }
+        cut.copy(graph, node);
+    }
+    let last = nodes.iter().rev().find_map(|node| node.output)?;
+    let mut logits = cut.value_of[&last];
+    if cut.values[logits.index()].rows == Rows::Tokens {
+        let width = cut.values[logits.index()].width;
+        logits = cut.push(Op::SelectOutputs { x: logits }, Value { rows: Rows::Outputs, width }, Part::Head);
+    }
+    let mut units: Vec<(Part, Option<u32>)> = nodes.iter().map(|node| (node.part, node.layer)).collect();
+    units.dedup();
+    let ops: Vec<&Op> = cut.nodes.iter().map(|node| &node.op).collect();
+    let shapes: Vec<_> = cut.values.iter().map(|value| (value.rows, value.width)).collect();
+    let key = format!("{ops:?} {shapes:?} {:?} {:?}", cut.weights, cut.caches);
+    let label = |(part, layer): &(Part, Option<u32>)| layer.map_or(part.name().to_owned(), |n| format!("layer {n}"));
+    let (first, end) = (label(&units[0]), label(&units[units.len() - 1]));
+    let name = if first == end { first } else { format!("{first} and {end}") };
+    let Cut { nodes, values, weights, caches, windows, .. } = cut;
+    Some(Case { name, key, units, nodes, values, weights, caches, windows, logits })
+}
+
+impl Cut {
+    /// A value from outside: rows of a table.
+    fn input(&mut self, value: &Value, part: Part) -> ValueId {
+        let width = value.width;
+        self.weights.push((DType::F32, VOCAB, width));
+        let table = WeightId(self.weights.len() as u32 - 1);
+        let x = self.push(Op::Embed { table, scale: 1.0 }, Value { rows: Rows::Tokens, width }, part);
+        match value.rows {
+            Rows::Tokens => x,
+            Rows::Outputs => self.push(Op::SelectOutputs { x }, Value { rows: Rows::Outputs, width }, part),
+        }
+    }
+
+    fn push(&mut self, op: Op, value: Value, part: Part) -> ValueId {
+        self.values.push(value);
+        let id = ValueId(self.values.len() as u32 - 1);
+        self.nodes.push(Node { op, output: Some(id), part, layer: None });
+        id
+    }
+
+    fn copy(&mut self, graph: &Graph, node: &Node) {
+        let is_table = matches!(node.op, Op::Embed { .. });
+        for id in node.op.weights() {
+            if is_table || !self.weight_of.contains_key(&id) {
+                let weight = graph.weight(id);
+                let rows = match (is_table, node.part) {
+                    (true, _) => VOCAB,
+                    (false, Part::Head) => weight.rows.min(HEAD_ROWS),
+                    _ => weight.rows,
+                };
+                // As long as what is left of the head that it is added to.
+                let is_bias = weight.rows == 1 && node.part == Part::Head;
+                let cols = if is_bias { weight.cols.min(HEAD_ROWS) } else { weight.cols };
+                self.weights.push((weight.dtype, rows, cols));
+                self.weight_of.insert(id, WeightId(self.weights.len() as u32 - 1));
+            }
+        }
+        if let Some(id) = node.op.cache().filter(|id| !self.cache_of.contains_key(id)) {
+            let cache = graph.cache(id);
+            let group = self.windows.iter().position(|window| *window == cache.window).unwrap_or_else(|| {
+                self.windows.push(cache.window);
+                self.windows.len() - 1
+            });
+            self.caches.push(Cache { group, ..cache.clone() });
+            self.cache_of.insert(id, CacheId(self.caches.len() as u32 - 1));
+        }
+        let op = self.renamed(&node.op);
+        let Some(output) = node.output else {
+            self.nodes.push(Node { op, output: None, part: node.part, layer: None });
+            return;
+        };
+        let width = match &op {
+            Op::Embed { table, .. } => self.weights[table.index()].2,
+            Op::Linear { weight, .. } => self.weights[weight.index()].1,
+            op => self.values[op.inputs()[0].index()].width,
+        };
+        let made = self.push(op, Value { rows: graph.value(output).rows, width }, node.part);
+        self.value_of.insert(output, made);
+    }
+
+    fn renamed(&self, op: &Op) -> Op {
+        let v = |id: &ValueId| self.value_of[id];
+        let w = |id: &WeightId| self.weight_of[id];
+        let c = |id: &CacheId| self.cache_of[id];
+        match op {
+            Op::Embed { table, scale } => Op::Embed { table: w(table), scale: *scale },
+            Op::Linear { x, weight, bias } => Op::Linear { x: v(x), weight: w(weight), bias: bias.as_ref().map(w) },
+            Op::RmsNorm { x, weight, group, eps, offset } => {
+                Op::RmsNorm { x: v(x), weight: weight.as_ref().map(w), group: *group, eps: *eps, offset: *offset }
+            }
+            Op::Rope { x, head_dim, table } => Op::Rope { x: v(x), head_dim: *head_dim, table: table.clone() },
+            Op::KvWrite { cache, k, v: values } => Op::KvWrite { cache: c(cache), k: v(k), v: v(values) },
+            Op::Attention { cache, q, scale, softcap } => {
+                Op::Attention { cache: c(cache), q: v(q), scale: *scale, softcap: *softcap }
+            }
+            Op::Add { a, b } => Op::Add { a: v(a), b: v(b) },
+            Op::Mul { a, b } => Op::Mul { a: v(a), b: v(b) },
+            Op::Activate { x, kind } => Op::Activate { x: v(x), kind: *kind },
+            Op::Scale { x, factor } => Op::Scale { x: v(x), factor: *factor },
+            Op::SoftCap { x, cap } => Op::SoftCap { x: v(x), cap: *cap },
+            Op::SelectOutputs { x } => Op::SelectOutputs { x: v(x) },
+        }
+    }
+}
+
+impl Case {
+    /// The graph, with random weights.
+    fn graph(&self) -> Graph {
+        let matrices: Vec<usize> = self.nodes.iter().filter_map(|node| node.op.weights().first().copied()).map(WeightId::index).collect();
+        let weight = |(index, &(dtype, rows, cols)): (usize, &(DType, usize, usize))| {
+            // Products of the size of what goes into them; vectors and inputs around a half.
+            let scale = if rows > 1 && matrices.contains(&index) { 1.0 / (cols as f32).sqrt() } else { 0.5 };
+            let is_input = rows == VOCAB && dtype == DType::F32;
+            let data = random_blocks(dtype, rows * cols, index as u64 + 1, if is_input { 0.5 } else { scale });
+            Weight { name: format!("weight {index}"), dtype, rows, cols, data: data.into() }
+        };
+        Graph {
+            values: self.values.clone(),
+            weights: self.weights.iter().enumerate().map(weight).collect(),
+            caches: self.caches.clone(),
+            windows: self.windows.clone(),
+            nodes: self.nodes.clone(),
+            logits: self.logits,
+            taps: Vec::new(),
+            vocab_in: VOCAB,
+        }
+    }
+
+    /// Runs the case on a device and compares with an oracle, which computes in `f32`. What the device does not support
+    /// it is not asked.
+    ///
+    /// # Errors
+    /// Where it differs by more than `bound` of the largest value, or fails.
+    pub fn check(
+        &self,
+        device: &dyn Device,
+        oracle: &dyn Device,
+        arithmetic: Arithmetic,
+        kv: KvType,
+    ) -> Result<(), CheckError> {
+        let graph = Arc::new(self.graph());
+        if graph.node_ids().any(|node| device.supports(&graph, node).is_err()) {
+            return Ok(());
+        }
+        let mut tested = compile(device, &graph, arithmetic, kv)?;
+        let mut trusted = compile(oracle, &graph, Arithmetic::F32, KvType::F32)?;
+        let mut lengths = [0; SEQUENCES];
+        for spans in steps() {
+            let past = lengths[spans[0].0];
+            let want = run(&mut trusted, &spans, &lengths)?.to_vec();
+            let got = run(&mut tested, &spans, &lengths)?;
+            let error = error(got, &want);
+            // Also where it is not a number.
+            if !(error <= bound(arithmetic)) {
+                let rows = spans.iter().map(|(_, tokens)| tokens).sum();
+                return Err(CheckError::Differs { rows, past, error });
+            }
+            spans.iter().for_each(|(sequence, tokens)| lengths[*sequence] += tokens);
+        }
+        Ok(())
+    }
+}
+
+/// Two layers, with activations and weights rounded: far below what a wrong kernel is off by.
+fn bound(arithmetic: Arithmetic) -> f32 {
+    match arithmetic {
+        Arithmetic::Fast => 0.1,
+        Arithmetic::F32 => 0.02,
+    }
+}
+
+/// Step by step how many tokens of which sequence run.
+fn steps() -> Vec<Vec<(usize, usize)>> {
+    let mut steps = vec![vec![(0, PROMPT)], vec![(1, 20)], vec![(2, 5)], vec![(0, 3)], vec![(1, 1)]];
+    steps.extend([1, 2, 3, 4, 6, 8, 12, 16].map(|count| (0..count).map(|sequence| (sequence, 1)).collect()));
+    steps
+}
+
+fn compile(
+    device: &dyn Device,
+    graph: &Arc<Graph>,
+    arithmetic: Arithmetic,
+    kv: KvType,
+) -> Result<Execution, DeviceError> {
+    let options = PlanOptions {
+        context: Some(CONTEXT),
+        model_context: CONTEXT,
+        sequences: SEQUENCES,
+        step_tokens: PROMPT,
+        step_outputs: PROMPT,
+        kv,
+        arithmetic,
+        budgets: vec![Some(u64::MAX)],
+        ..PlanOptions::default()
+    };
+    let plan = plan(graph, &[device], &options)
+        .map_err(|error| DeviceError::Unsupported { device: device.name().to_owned(), what: error.to_string() })?;
+    plan.compile(graph.clone(), &[device], &mut |_, _| ())
+}
+
+fn run<'a>(
+    execution: &'a mut Execution,
+    spans: &[(usize, usize)],
+    lengths: &[usize; SEQUENCES],
+) -> Result<&'a [f32], DeviceError> {
+    let blocks = execution.plan().kv.blocks.clone();
+    let whole = CONTEXT.div_ceil(KV_BLOCK_TOKENS);
+    // Each sequence has a share of the blocks, and uses it in an order that is not the identity.
+    let table = |count: &usize, sequence: usize| -> Vec<u32> {
+        let own = count / SEQUENCES;
+        (0..whole).map(|i| (sequence * own + own - 1 - i % own) as u32).collect()
+    };
+    let tables: Vec<Vec<Vec<u32>>> =
+        spans.iter().map(|(sequence, _)| blocks.iter().map(|count| table(count, *sequence)).collect()).collect();
+    let (mut ids, mut positions, mut parts) = (Vec::new(), Vec::new(), Vec::new());
+    for ((sequence, tokens), tables) in spans.iter().zip(&tables) {
+        let past = lengths[*sequence];
+        parts.push(Span { rows: ids.len()..ids.len() + tokens, past, tables });
+        for position in past..past + tokens {
+            ids.push(((position * 7 + sequence * 13 + 5) % VOCAB) as u32);
+            positions.push(position as u32);
+        }
+    }
+    let outputs: Vec<u32> = (0..ids.len() as u32).collect();
+    let step = Step { ids: &ids, positions: &positions, spans: &parts, outputs: &outputs };
+    match execution.run(&step) {
+        Ok(logits) => Ok(logits),
+        Err(RunError::Device(error)) => Err(error),
+        Err(RunError::Step(error)) => unreachable!("the steps fit what was planned for them: {error}"),
+    }
+}
+
+/// The largest error, as a share of the largest absolute value wanted; NaN where anything got is.
+fn error(got: &[f32], want: &[f32]) -> f32 {
+    let largest = want.iter().fold(1e-30f32, |largest, x| largest.max(x.abs()));
+    let errors = got.iter().zip(want).map(|(got, want)| (got - want).abs());
+    errors.fold(0.0, |worst: f32, error| if error.is_nan() || worst.is_nan() { f32::NAN } else { worst.max(error) })
+        / largest
+}
