@@ -37,6 +37,8 @@ fn prepared_bytes(graph: &Graph, limits: &graph::Limits, halves: bool) -> (u64, 
             let value = graph.value(x);
             let (rows, width) = (limits.rows(value.rows) as u64, value.width as u64);
             let few = rows.min(u64::from(list::GEMV_ROWS));
+            // Matrix units read rows by sixteens, and up to a power of two of them.
+            let rows = if rows <= 64 { rows.next_power_of_two().max(16) } else { rows };
             quants = u64::max(quants, few * width).max(if halves { rows * width * 2 } else { 0 });
             scales = u64::max(scales, few * width / 4).max(if halves { rows * 8 } else { 0 });
         }

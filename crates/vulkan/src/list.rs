@@ -51,6 +51,16 @@ pub(crate) struct Addresses {
 /// Rows of activations up to which a product unpacks the weight in registers.
 pub(crate) const GEMV_ROWS: u32 = 16;
 
+/// Rows of activations up to which integers are faster than matrix units.
+const FEW_ROWS: u32 = 4;
+
+/// A number to try.
+fn tuned(key: &str, default: u32) -> u32 {
+    let text = std::env::var("UNICORN_VULKAN_TRY").unwrap_or_default();
+    text.split(',').filter_map(|part| part.split_once('=')).find(|(own, _)| *own == key)
+        .and_then(|(_, value)| value.parse().ok()).unwrap_or(default)
+}
+
 /// Invocations of the workgroups of attention: keys of a chunk.
 pub(crate) const ATTENTION_WIDTH: u32 = 128;
 
@@ -76,6 +86,7 @@ pub(crate) fn full(capabilities: &Capabilities) -> u32 {
 enum Method {
     Gemv { integer: bool },
     Gemm,
+    GemmFew,
     GemmMatrix,
 }
 
@@ -84,7 +95,7 @@ impl Method {
         match self {
             Method::Gemv { integer: true } => form::BYTES,
             Method::Gemv { integer: false } | Method::Gemm => form::FLOATS,
-            Method::GemmMatrix => form::HALVES,
+            Method::GemmFew | Method::GemmMatrix => form::HALVES,
         }
     }
 }
@@ -128,16 +139,16 @@ impl Lister<'_> {
 
     fn method(&self, linear: &LinearAt, cols: u32, count: u32) -> Method {
         let fast = self.arithmetic == Arithmetic::Fast;
-        if count <= GEMV_ROWS {
-            Method::Gemv { integer: fast && self.capabilities.integer_dot && !linear.format.is_float() }
-        } else if fast
-            && self.capabilities.cooperative_matrix.is_some()
-            && linear.format != Format::F32
-            && cols.is_multiple_of(32)
-        {
-            Method::GemmMatrix
-        } else {
-            Method::Gemm
+        let matrices = self.capabilities.cooperative_matrix.filter(|_| {
+            fast && linear.format != Format::F32 && cols.is_multiple_of(32)
+        });
+        match matrices {
+            Some(shape) if count > tuned("few", FEW_ROWS) && count <= 64 && shape.is_square() => Method::GemmFew,
+            Some(_) if count > GEMV_ROWS => Method::GemmMatrix,
+            _ if count <= GEMV_ROWS => {
+                Method::Gemv { integer: fast && self.capabilities.integer_dot && !linear.format.is_float() }
+            }
+            _ => Method::Gemm,
         }
     }
 
@@ -181,11 +192,15 @@ impl Lister<'_> {
 
     /// Whether gate and up are one kernel that applies the activation.
     fn gates(&self, linears: &[LinearAt], method: Method) -> bool {
-        matches!(method, Method::Gemv { .. })
+        let together = match method {
+            Method::Gemv { .. } => self.count(linears[0].out.rows) <= 8,
+            Method::GemmFew => true,
+            Method::Gemm | Method::GemmMatrix => false,
+        };
+        together
             && linears.len() == 2
             && linears[0].format == linears[1].format
             && linears[0].bias.is_some() == linears[1].bias.is_some()
-            && self.count(linears[0].out.rows) <= 8
     }
 
     fn prepare(&mut self, product: &ProductAt, count: u32, forms: u32) {
@@ -302,7 +317,7 @@ impl Lister<'_> {
         if method.form() == form::FLOATS {
             reads.push(floats);
         } else {
-            let scale = if method == Method::GemmMatrix { 2 } else { 1 };
+            let scale = if method.form() == form::HALVES { 2 } else { 1 };
             let bytes = u64::from(count) * u64::from(cols) * scale;
             dispatch.reads.push(self.addresses.quants..self.addresses.quants + bytes);
             dispatch.reads.push(self.addresses.scales..self.addresses.scales + bytes / 4);
@@ -340,26 +355,63 @@ impl Lister<'_> {
                 constants.push((9, ragged));
                 Dispatch::new(Shader::Gemm, constants, push, [tiles(64), push.count.div_ceil(64), 1])
             }
-            Method::GemmMatrix => {
-                let shape = self.capabilities.cooperative_matrix.expect("the method was chosen for it");
-                let (tile_m, tile_n) = (128, if push.count <= 32 { 32 } else { 64 });
-                let (warp_m, warp_n) = (32, 32.min(tile_n));
-                let subgroups = (tile_m / warp_m) * (tile_n / warp_n);
-                constants.extend([
-                    (1, subgroups * self.capabilities.subgroup),
-                    (6, tile_m),
-                    (7, tile_n),
-                    (8, warp_m),
-                    (10, warp_n),
-                    (11, shape.m),
-                    (12, shape.n),
-                    (13, shape.k),
-                    (14, subgroups),
-                ]);
-                let groups = [push.count.div_ceil(tile_n), tiles(tile_m), 1];
-                Dispatch::new(Shader::GemmMatrix, constants, push, groups)
-            }
+            Method::GemmFew => self.gemm_few(constants, push, parts, gated),
+            Method::GemmMatrix => self.gemm_matrix(constants, push, parts),
         }
+    }
+
+    fn gemm_few(
+        &self,
+        mut constants: Vec<(u32, u32)>,
+        push: &kernels::Product,
+        parts: usize,
+        gated: bool,
+    ) -> Dispatch {
+        let matrices = |tiles: u32| -> u32 {
+            let parts = if gated { 1 } else { parts };
+            push.rows[..parts].iter().map(|rows| rows.div_ceil(16 * tiles)).sum()
+        };
+        let columns = push.count.div_ceil(16).next_power_of_two();
+        let blocks = push.cols / 32;
+        let step = [tuned("step", 2), 2, 1].into_iter().find(|step| blocks.is_multiple_of(*step)).unwrap_or(1);
+        let tiles = if matrices(2) >= tuned("tiles2", 1024) { 2 } else { 1 };
+        let subgroups = tuned("splits", 8);
+        constants.extend([
+            (1, subgroups * self.capabilities.subgroup),
+            (6, tiles),
+            (7, columns),
+            (8, subgroups),
+            (10, step),
+        ]);
+        Dispatch::new(Shader::GemmFew, constants, push, [matrices(tiles), 1, 1])
+    }
+
+    fn gemm_matrix(&self, mut constants: Vec<(u32, u32)>, push: &kernels::Product, parts: usize) -> Dispatch {
+        let shape = self.capabilities.cooperative_matrix.expect("the method was chosen for it");
+        let tiles = |size: u32| push.rows[..parts].iter().map(|rows| rows.div_ceil(size)).sum::<u32>();
+        let groups = |m: u32, n: u32| [push.count.div_ceil(n), tiles(m), 1];
+        let enough = match self.capabilities.kind {
+            Kind::Discrete | Kind::Virtual => tuned("enough", 128),
+            Kind::Integrated => 12,
+            Kind::Software => 1,
+        };
+        let sizes = [(128, 128, tuned("wm", 64), tuned("wn", 32)), (128, 64, 32, 32), (64, 64, 32, 32)];
+        let fills = |(m, n, ..): &(u32, u32, u32, u32)| groups(*m, *n).iter().product::<u32>() >= enough;
+        let (m, n, warp_m, warp_n) =
+            sizes.into_iter().skip(tuned("size", 0) as usize).find(fills).unwrap_or(sizes[2]);
+        constants.extend([
+            (1, (m / warp_m) * (n / warp_n) * self.capabilities.subgroup),
+            (6, m),
+            (7, n),
+            (8, warp_m),
+            (10, warp_n),
+            (11, shape.m),
+            (12, shape.n),
+            (13, shape.k),
+        ]);
+        let mut dispatch = Dispatch::new(Shader::GemmMatrix, constants, push, groups(m, n));
+        dispatch.label = format!("{} {m}x{n}", dispatch.label);
+        dispatch
     }
 
     /// Rows of the weight a subgroup takes, and how many blocks it loads ahead: rows share the activations that are

@@ -30,6 +30,8 @@ shaders! {
     Gemv "gemv",
     /// Products with many rows, in floats.
     Gemm "gemm",
+    /// Products with some tens of rows, on matrix units.
+    GemmFew "gemm_few",
     /// Products with many rows, on matrix units.
     GemmMatrix "gemm_matrix",
     /// Norms, sums, and the forms that products read.
