@@ -24,7 +24,7 @@ layout(constant_id = 10) const uint STEP = 2;
 const uint SIDE = 16;
 const uint INVOCATIONS = gl_WorkGroupSize.x;
 const uint LANES = INVOCATIONS / SUBGROUPS;
-const uint WEIGHTS = EPILOGUE == GATED ? 2 : 1;
+const uint WEIGHTS = IS_GATED ? 2 : 1;
 const uint MATRICES = WEIGHTS * TILES;
 // Words of eight halves of a row of a matrix in shared memory, one more than it has, against bank conflicts.
 const uint PITCH = STEP * 4 + 1;
@@ -70,7 +70,7 @@ void load(Regions at, uint blocks, uint step) {
         [[unroll]] for (uint u = 0; u < EACH; ++u) {
             uint i = min(u * LANES + gl_SubgroupInvocationID, SIDE * STEP - 1);
             uint row = min(first + m / WEIGHTS * SIDE + i / STEP, total - 1);
-            ReadU w = EPILOGUE == GATED && m % WEIGHTS == 1 ? weight[1] : weight[part];
+            ReadU w = IS_GATED && m % WEIGHTS == 1 ? weight[1] : weight[part];
             next[m * EACH + u] = load_block(w, at, row, step * STEP + i % STEP, blocks);
         }
     }
@@ -121,7 +121,7 @@ void main() {
     fill_codebook();
     uint tile = gl_WorkGroupID.x;
     part = 0;
-    if (EPILOGUE != GATED) {
+    if (!IS_GATED) {
         [[unroll]] for (uint p = 0; p + 1 < PARTS; ++p) {
             uint tiles = (rows[p] + TILES * SIDE - 1) / (TILES * SIDE);
             if (part == p && tile >= tiles) {
@@ -178,7 +178,7 @@ void main() {
                     uint row = first + t * SIDE + e % SIDE, c = j * SIDE + e / SIDE;
                     if (e < SIDE * SIDE && row < total && c < count) {
                         float sum = joined(e) * uintBitsToFloat(scales.at[c].x);
-                        if (EPILOGUE != GATED) {
+                        if (!IS_GATED) {
                             store(part, row, c, sum);
                         } else if (which == 0) {
                             gate[u] = sum;

@@ -9,6 +9,7 @@
 #include "activation.glsl"
 #include "blocks.glsl"
 #include "product.glsl"
+#include "quantise.glsl"
 
 layout(local_size_x_id = 1) in;
 
@@ -22,9 +23,11 @@ layout(constant_id = 9) const bool RAGGED = false;
 // Blocks of a row an invocation loads before it uses the first, so that memory has enough to do.
 layout(constant_id = 10) const uint AHEAD = 1;
 
-const uint WEIGHTS = EPILOGUE == GATED ? 2 : 1;
+const uint WEIGHTS = IS_GATED ? 2 : 1;
 
 float sums[WEIGHTS * ROWS * COLUMNS];
+// Where gate and up end in bytes: 32 rows of a workgroup, column by column.
+shared float joined[EPILOGUE == GATED_BYTES ? 32 * COLUMNS : 1];
 
 void add_block(uint base, uint blocks, ReadU w, Regions at, uint row, uint b) {
     uint i = row * blocks + b;
@@ -81,7 +84,7 @@ void add_rows(uint blocks, uint part, Regions at, uint first, uint total, uint b
     [[unroll]] for (uint r = 0; r < ROWS; ++r) {
         uint row = min(first + r, total - 1);
         add_block(r * COLUMNS, blocks, weight[part], at, row, b);
-        if (EPILOGUE == GATED) {
+        if (IS_GATED) {
             add_block((ROWS + r) * COLUMNS, blocks, weight[1], at, row, b);
         }
     }
@@ -91,7 +94,7 @@ void main() {
     fill_codebook();
     uint group = gl_WorkGroupID.x * gl_NumSubgroups + gl_SubgroupID;
     uint part = 0;
-    if (EPILOGUE != GATED) {
+    if (!IS_GATED) {
         [[unroll]] for (uint p = 0; p + 1 < PARTS; ++p) {
             uint groups = (rows[p] + ROWS - 1) / ROWS;
             if (part == p && group >= groups) {
@@ -122,15 +125,30 @@ void main() {
     [[unroll]] for (uint r = 0; r < ROWS; ++r) {
         [[unroll]] for (uint c = 0; c < COLUMNS; ++c) {
             float sum = subgroupAdd(sums[r * COLUMNS + c]);
-            float up = EPILOGUE == GATED ? subgroupAdd(sums[((WEIGHTS - 1) * ROWS + r) * COLUMNS + c]) : 0.0;
+            float up = IS_GATED ? subgroupAdd(sums[((WEIGHTS - 1) * ROWS + r) * COLUMNS + c]) : 0.0;
             bool mine = (r * COLUMNS + c) % gl_SubgroupSize == gl_SubgroupInvocationID;
-            if (mine && first + r < total && c < count) {
-                if (EPILOGUE == GATED) {
+            if (mine && EPILOGUE == GATED_BYTES) {
+                joined[c * 32 + gl_SubgroupID * ROWS + r] = gated(first + r, sum, up);
+            } else if (mine && first + r < total && c < count) {
+                if (IS_GATED) {
                     store_gated(first + r, c, sum, up);
                 } else {
                     store(part, first + r, c, sum);
                 }
             }
+        }
+    }
+    if (EPILOGUE == GATED_BYTES) {
+        barrier();
+        // Eight invocations a group of 32.
+        uint c = gl_LocalInvocationIndex / 8, word = gl_LocalInvocationIndex % 8;
+        if (c < COLUMNS && c < count) {
+            vec4 v;
+            [[unroll]] for (uint k = 0; k < 4; ++k) {
+                v[k] = joined[c * 32 + 4 * word + k];
+            }
+            uint at = c * (rows[0] / 4) + gl_WorkGroupID.x * 8 + word;
+            store_word(WriteU(result[0]), WriteU2(result[1]), at, v);
         }
     }
 }

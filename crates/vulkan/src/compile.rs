@@ -46,6 +46,16 @@ fn prepared_bytes(graph: &Graph, limits: &graph::Limits, halves: bool) -> (u64, 
     (quants, scales)
 }
 
+/// Bytes of inputs of products that the kernel before made: quants, and behind those of the widest their scales.
+fn made_bytes(graph: &Graph, limits: &graph::Limits) -> u64 {
+    let widths = graph.nodes().iter().filter_map(|node| match node.op {
+        Op::Linear { x, .. } => Some(graph.value(x).width as u64),
+        _ => None,
+    });
+    let rows = (limits.tokens as u64).min(u64::from(list::GEMV_ROWS));
+    rows * widths.max().unwrap_or(0) * 5 / 4 + 256
+}
+
 /// Bytes of working memory beside the arena: an upper bound, however the graph is cut into stages.
 pub(crate) fn scratch_bytes(vulkan: &Vulkan, graph: &Graph, limits: &graph::Limits) -> u64 {
     let capabilities = &vulkan.context.capabilities;
@@ -58,7 +68,7 @@ pub(crate) fn scratch_bytes(vulkan: &Vulkan, graph: &Graph, limits: &graph::Limi
         .filter_map(|node| node.output)
         .map(|value| (limits.tokens * graph.value(value).width) as u64 * 4)
         .sum();
-    quants + scales + list::partial_bytes(capabilities, head_dim) + 2 * embedded
+    quants + scales + made_bytes(graph, limits) + list::partial_bytes(capabilities, head_dim) + 2 * embedded
 }
 
 /// Compiles a share; `progress` hears the bytes of weights packed so far.
@@ -81,6 +91,7 @@ struct ProgramMemory {
     caches: Vec<Option<[Place; 2]>>,
     quants: Place,
     scales: Place,
+    made: Place,
     partial: Place,
     layout: InboxLayout,
     lists: Vec<TileList>,
@@ -217,12 +228,14 @@ impl<'a, 'b> Compiler<'a, 'b> {
         let slot_bytes: Vec<u64> = share.arena.slots.iter().map(|slot| slot.elements as u64 * 4).collect();
         let halves = context.capabilities.cooperative_matrix.is_some();
         let (quants, scales) = prepared_bytes(graph, &share.limits, halves);
+        let made = made_bytes(graph, &share.limits);
         let head_dim = graph.caches().iter().map(|cache| cache.head_dim).max().unwrap_or(0);
         let partial = list::partial_bytes(&context.capabilities, head_dim);
         let expected = slot_bytes.iter().map(|bytes| rounded(*bytes)).sum::<u64>()
             + cache_bytes.iter().flatten().map(|bytes| 2 * rounded(*bytes)).sum::<u64>()
             + rounded(quants)
             + rounded(scales)
+            + rounded(made)
             + rounded(partial);
         let mut slabs = Slabs::new(context, Want::Device, expected);
         let slots = slot_bytes.iter().map(|bytes| slabs.take(*bytes)).collect::<Result<_, _>>()?;
@@ -233,7 +246,8 @@ impl<'a, 'b> Compiler<'a, 'b> {
                 None => None,
             });
         }
-        let (quants, scales, partial) = (slabs.take(quants)?, slabs.take(scales)?, slabs.take(partial)?);
+        let (quants, scales) = (slabs.take(quants)?, slabs.take(scales)?);
+        let (made, partial) = (slabs.take(made)?, slabs.take(partial)?);
         // What nobody has written yet reads as zeros, the same in every run.
         context.run_once(|commands| {
             for slab in &slabs.buffers {
@@ -273,6 +287,7 @@ impl<'a, 'b> Compiler<'a, 'b> {
             caches,
             quants,
             scales,
+            made,
             partial,
             layout,
             lists,
@@ -318,7 +333,14 @@ impl<'a, 'b> Compiler<'a, 'b> {
         for group in &self.groups[index] {
             match &group.kind {
                 Kind::Product(product) => operations.push(self.product(product, memory)),
-                Kind::Heads(heads) => operations.push(self.heads(heads, memory)),
+                Kind::Heads(heads) => {
+                    let own = self.heads(heads, memory);
+                    let attention = heads.attention.map(|at| self.one(&graph.nodes()[at], memory));
+                    operations.push(match attention {
+                        Some(Operation::Attention(attention)) => Operation::Attend(own, attention),
+                        _ => Operation::Heads(own),
+                    });
+                }
                 Kind::One => {
                     let node = &graph.nodes()[group.nodes.start];
                     if let (Op::Embed { table, scale }, Some(out)) = (&node.op, node.output) {
@@ -375,7 +397,7 @@ impl<'a, 'b> Compiler<'a, 'b> {
         })
     }
 
-    fn heads(&self, heads: &fuse::Heads, memory: &ProgramMemory) -> Operation {
+    fn heads(&self, heads: &fuse::Heads, memory: &ProgramMemory) -> HeadsAt {
         let cache = heads.cache.map(|id| {
             let places = memory.caches[id.index()].expect("a cache that is written lies here");
             (self.share.graph.cache(id), places)
@@ -398,14 +420,14 @@ impl<'a, 'b> Compiler<'a, 'b> {
                 cache_bytes,
             }
         };
-        Operation::Heads(HeadsAt {
+        HeadsAt {
             parts: heads.parts.iter().map(part).collect(),
             head_dim: heads.head_dim as u32,
             rope: heads.rope.map(|at| self.rope(at)),
             eps: heads.eps,
             group: cache.map_or(0, |(cache, _)| cache.group),
             halves: self.share.kv.dtype == KvType::F16,
-        })
+        }
     }
 
     fn rope(&self, node: usize) -> RopeAt {
@@ -482,6 +504,7 @@ impl<'a, 'b> Compiler<'a, 'b> {
             tables: base + memory.layout.tables,
             quants: memory.quants.address,
             scales: memory.scales.address,
+            made: memory.made.address,
             partial: memory.partial.address,
         };
         let graph = self.share.graph;

@@ -5,7 +5,7 @@ use graph::{Arithmetic, Rows};
 use crate::{
     capabilities::{Capabilities, Kind},
     kernels::{self, Dispatch, elementwise, epilogue, form},
-    operation::{AfterAt, AttentionAt, HeadsAt, LinearAt, Matrix, NormAt, Operation, ProductAt},
+    operation::{AfterAt, AttentionAt, HeadPartAt, HeadsAt, LinearAt, Matrix, NormAt, Operation, ProductAt},
     pack::Format,
     shaders::Shader,
 };
@@ -31,6 +31,8 @@ pub(crate) struct Lister<'a> {
     pub(crate) bucket: &'a Bucket,
     pub(crate) addresses: &'a Addresses,
     pub(crate) list: Vec<Dispatch>,
+    /// The value that lies as bytes in [`Addresses::made`], and as floats nowhere.
+    pub(crate) made: Option<Matrix>,
 }
 
 /// Memory that belongs to the program and not to one operation.
@@ -44,7 +46,9 @@ pub(crate) struct Addresses {
     /// Prepared inputs of products: bytes or halves, and their scales.
     pub(crate) quants: u64,
     pub(crate) scales: u64,
-    /// Shares of attention.
+    /// The input of a product where the kernel before made it: bytes, and their scales behind them.
+    pub(crate) made: u64,
+    /// Shares of attention, behind counts of those that are done.
     pub(crate) partial: u64,
 }
 
@@ -72,6 +76,9 @@ pub(crate) fn tile_rows(group: usize) -> usize {
     (TILE_QUERIES as usize / group).max(1)
 }
 
+/// Bytes of the counts before shares of attention, one a tile: tiles that are divided are fewer than [`full`].
+const PARTIAL_BEGIN: u64 = 4096;
+
 /// Workgroups that fill a device: attention divides keys up to this number.
 pub(crate) fn full(capabilities: &Capabilities) -> u32 {
     match capabilities.kind {
@@ -79,6 +86,14 @@ pub(crate) fn full(capabilities: &Capabilities) -> u32 {
         Kind::Integrated => 48,
         Kind::Software => 16,
     }
+}
+
+/// What products read, and whether gate and up are to end in bytes.
+struct Input {
+    floats: Matrix,
+    /// Where it lies in [`Addresses::made`].
+    made: Option<Matrix>,
+    bytes: bool,
 }
 
 /// How a product is computed.
@@ -105,16 +120,53 @@ fn bits(value: bool) -> u32 {
 }
 
 impl Lister<'_> {
-    /// Appends the dispatches of an operation.
-    pub(crate) fn add(&mut self, operation: &Operation) {
-        match operation {
-            Operation::Product(product) => self.product(product),
-            Operation::Heads(heads) => self.heads(heads),
-            Operation::Attention(attention) => self.attention(attention),
-            Operation::Norm { x, norm, group, out } => self.norm(x, *norm, *group, out),
-            Operation::Element { op, kind, factor, a, b, out } => self.element(*op, *kind, *factor, a, *b, out),
-            Operation::Select { x, out } => self.select(x, out),
+    /// Appends the dispatches of operations.
+    pub(crate) fn add(&mut self, operations: &[Operation]) {
+        for (i, operation) in operations.iter().enumerate() {
+            let next = operations.get(i + 1);
+            match operation {
+                Operation::Product(product) => self.product(product, next),
+                Operation::Heads(heads) => self.heads(heads),
+                Operation::Attention(attention) => self.attention(attention),
+                Operation::Attend(heads, attention) if self.attends(attention) => {
+                    self.attend(heads, attention, next);
+                }
+                Operation::Attend(heads, attention) => {
+                    self.heads(heads);
+                    self.attention(attention);
+                }
+                Operation::Norm { x, norm, group, out } => self.norm(x, *norm, *group, out),
+                Operation::Element { op, kind, factor, a, b, out } => self.element(*op, *kind, *factor, a, *b, out),
+                Operation::Select { x, out } => self.select(x, out),
+            }
         }
+    }
+
+    /// Whether the operation after the one that makes `out` is its only reader and wants bytes of it.
+    fn wants_bytes(&self, next: Option<&Operation>, out: &Matrix) -> bool {
+        let Some(Operation::Product(product)) = next else { return false };
+        let count = self.count(out.rows);
+        product.x == *out
+            && product.addend.is_none()
+            && product.norm.is_none()
+            && !product.input_is_read
+            && out.width.is_multiple_of(32)
+            && product
+                .linears
+                .iter()
+                .all(|linear| self.method(linear, out.width, count) == Method::Gemv { integer: true })
+    }
+
+    /// Where `out` lies as bytes, and its scales.
+    fn made(&self, out: &Matrix) -> (u64, u64) {
+        let bytes = u64::from(self.count(out.rows)) * u64::from(out.width);
+        (self.addresses.made, self.addresses.made + bytes.next_multiple_of(16))
+    }
+
+    fn made_ranges(&self, out: &Matrix) -> [std::ops::Range<u64>; 2] {
+        let (quants, scales) = self.made(out);
+        let bytes = u64::from(self.count(out.rows)) * u64::from(out.width);
+        [quants..quants + bytes, scales..scales + bytes / 4]
     }
 
     fn count(&self, rows: Rows) -> u32 {
@@ -152,18 +204,25 @@ impl Lister<'_> {
         }
     }
 
-    fn product(&mut self, product: &ProductAt) {
+    fn product(&mut self, product: &ProductAt, next: Option<&Operation>) {
         let count = self.count(product.x.rows);
         if count == 0 {
             return;
         }
+        let ready = self.made.take().filter(|made| *made == product.x);
         let cols = product.input.width;
         let methods: Vec<Method> = product.linears.iter().map(|linear| self.method(linear, cols, count)).collect();
         let forms = methods.iter().fold(0, |forms, method| forms | method.form());
         // The floats that products read: what was summed or given, unless a norm comes after.
         let plain = product.sum.unwrap_or(product.x);
         let floats = if product.norm.is_some() { product.input } else { plain };
-        self.prepare(product, count, forms);
+        if ready.is_none() {
+            self.prepare(product, count, forms);
+        }
+        let bytes = match product.after {
+            AfterAt::Gated { out, .. } => ready.is_none() && self.wants_bytes(next, &out),
+            _ => false,
+        };
 
         let mut done = vec![false; methods.len()];
         for first in 0..methods.len() {
@@ -180,7 +239,8 @@ impl Lister<'_> {
                 .collect();
             same.iter().for_each(|i| done[*i] = true);
             let parts: Vec<&LinearAt> = same.iter().map(|i| &product.linears[*i]).collect();
-            self.linears(&parts, kind.1, &floats, count, product.after);
+            let input = Input { floats, made: ready, bytes };
+            self.linears(&parts, kind.1, &input, count, product.after);
         }
         if let AfterAt::Gated { kind, out } = product.after
             && !(methods[0] == methods[1] && self.gates(&product.linears, methods[0]))
@@ -265,8 +325,13 @@ impl Lister<'_> {
     }
 
     /// Up to three products of one format and method, side by side.
-    fn linears(&mut self, parts: &[&LinearAt], method: Method, floats: &Matrix, count: u32, after: AfterAt) {
+    fn linears(&mut self, parts: &[&LinearAt], method: Method, input: &Input, count: u32, after: AfterAt) {
+        let floats = &input.floats;
         let cols = floats.width;
+        let prepared = match &input.made {
+            Some(made) => self.made(made),
+            None => (self.addresses.quants, self.addresses.scales),
+        };
         let gated = match after {
             AfterAt::Gated { kind, out } if parts.len() == 2 => {
                 let both: Vec<LinearAt> = parts.iter().map(|part| **part).collect();
@@ -279,8 +344,8 @@ impl Lister<'_> {
             _ => None,
         };
         let mut push = kernels::Product {
-            x: if method.form() == form::FLOATS { floats.address } else { self.addresses.quants },
-            scales: self.addresses.scales,
+            x: if method.form() == form::FLOATS { floats.address } else { prepared.0 },
+            scales: prepared.1,
             residual: residual.map_or(0, |(residual, _)| residual.address),
             cols,
             count,
@@ -295,7 +360,13 @@ impl Lister<'_> {
             push.rows[i] = part.out.width;
             outs.push(out);
         }
-        let what = if gated.is_some() {
+        let bytes = gated.filter(|_| input.bytes && self.gates_to_bytes(method, &push)).map(|(_, out)| out);
+        if let Some(out) = bytes {
+            (push.result[0], push.result[1]) = self.made(&out);
+        }
+        let what = if bytes.is_some() {
+            epilogue::GATED_BYTES
+        } else if gated.is_some() {
             epilogue::GATED
         } else if residual.is_some() {
             epilogue::RESIDUAL
@@ -309,7 +380,7 @@ impl Lister<'_> {
             (4, what),
             (5, gated.map_or(0, |(kind, _)| kernels::activation(kind))),
         ];
-        let mut dispatch = self.product_dispatch(method, constants, &push, parts.len(), gated.is_some());
+        let mut dispatch = self.product_dispatch(method, constants, &push, parts.len(), what);
         let rows: u64 = push.rows.iter().map(|rows| u64::from(*rows)).sum();
         dispatch.work = 2 * rows * u64::from(cols) * u64::from(count);
         dispatch.label = format!("{} {:?} {rows}x{cols} by {count}", dispatch.label, parts[0].format);
@@ -318,11 +389,25 @@ impl Lister<'_> {
             reads.push(floats);
         } else {
             let scale = if method.form() == form::HALVES { 2 } else { 1 };
-            let bytes = u64::from(count) * u64::from(cols) * scale;
-            dispatch.reads.push(self.addresses.quants..self.addresses.quants + bytes);
-            dispatch.reads.push(self.addresses.scales..self.addresses.scales + bytes / 4);
+            let read = u64::from(count) * u64::from(cols) * scale;
+            dispatch.reads.push(prepared.0..prepared.0 + read);
+            dispatch.reads.push(prepared.1..prepared.1 + read / 4);
         }
-        self.push(dispatch, &reads, &outs.iter().collect::<Vec<_>>());
+        if let Some(out) = bytes {
+            dispatch.writes.extend(self.made_ranges(&out));
+            self.made = Some(out);
+            self.push(dispatch, &reads, &[]);
+        } else {
+            self.push(dispatch, &reads, &outs.iter().collect::<Vec<_>>());
+        }
+    }
+
+    /// Whether gate and up can end in bytes: a workgroup has whole groups of 32 rows.
+    fn gates_to_bytes(&self, method: Method, push: &kernels::Product) -> bool {
+        method == Method::Gemv { integer: true }
+            && push.count <= FEW_ROWS
+            && push.rows[0].is_multiple_of(32)
+            && self.capabilities.workgroup >= 8 * self.capabilities.subgroup
     }
 
     fn product_dispatch(
@@ -331,15 +416,20 @@ impl Lister<'_> {
         mut constants: Vec<(u32, u32)>,
         push: &kernels::Product,
         parts: usize,
-        gated: bool,
+        what: u32,
     ) -> Dispatch {
+        let gated = what >= epilogue::GATED;
         let tiles = |size: u32| push.rows[..parts].iter().map(|rows| rows.div_ceil(size)).sum::<u32>();
         let ragged = bits(!push.cols.is_multiple_of(32));
         match method {
             Method::Gemv { integer } => {
                 let columns = [1, 2, 3, 4, 6, 8, 12, 16].into_iter().find(|n| *n >= push.count).unwrap_or(GEMV_ROWS);
                 let (rows, ahead) = self.gemv_rows(push, parts, gated, columns);
-                let invocations = 4 * self.capabilities.subgroup;
+                // Whole groups of 32 rows, where they are rounded together.
+                let to_bytes = what == epilogue::GATED_BYTES;
+                let (rows, ahead) = if to_bytes { (4, 1) } else { (rows, ahead) };
+                let subgroups = if to_bytes { 8 } else { 4 };
+                let invocations = subgroups * self.capabilities.subgroup;
                 let groups = if gated { push.rows[0].div_ceil(rows) } else { tiles(rows) };
                 constants.extend([
                     (1, invocations),
@@ -349,7 +439,7 @@ impl Lister<'_> {
                     (9, ragged),
                     (10, ahead),
                 ]);
-                Dispatch::new(Shader::Gemv, constants, push, [groups.div_ceil(4), 1, 1])
+                Dispatch::new(Shader::Gemv, constants, push, [groups.div_ceil(subgroups), 1, 1])
             }
             Method::Gemm => {
                 constants.push((9, ragged));
@@ -374,8 +464,15 @@ impl Lister<'_> {
         let columns = push.count.div_ceil(16).next_power_of_two();
         let blocks = push.cols / 32;
         let step = [tuned("step", 2), 2, 1].into_iter().find(|step| blocks.is_multiple_of(*step)).unwrap_or(1);
-        let tiles = if matrices(2) >= tuned("tiles2", 1024) { 2 } else { 1 };
-        let subgroups = tuned("splits", 8);
+        let tiles = if !gated && matrices(4) >= tuned("tiles4", 1000) {
+            4
+        } else if matrices(2) >= tuned("tiles2", 80) {
+            2
+        } else {
+            1
+        };
+        // As many as shared memory has room for: of each, a matrix of the weight and those of the activations.
+        let subgroups = tuned("splits", 8) / columns.div_ceil(2);
         constants.extend([
             (1, subgroups * self.capabilities.subgroup),
             (6, tiles),
@@ -523,6 +620,81 @@ impl Lister<'_> {
         self.push(dispatch, &[], &[]);
     }
 
+    /// Whether heads and attention are one kernel: one row a sequence.
+    fn attends(&self, at: &AttentionAt) -> bool {
+        !self.bucket.many && at.head_dim.is_multiple_of(8)
+    }
+
+    fn attend(&mut self, heads: &HeadsAt, at: &AttentionAt, next: Option<&Operation>) {
+        let group = at.q.width / at.head_dim / at.kv_heads;
+        let queries = group.min(TILE_QUERIES);
+        let columns = at.kv_heads * group.div_ceil(queries);
+        let tiles = self.bucket.tiles[at.list];
+        let seen = at.window.map_or(self.bucket.longest, |window| self.bucket.longest.min(window));
+        let most = (full(self.capabilities) / (tiles * columns).max(1)).clamp(1, tuned("most", 32));
+        let splits = seen.div_ceil(tuned("keys", 32)).clamp(1, most);
+        let bytes = at.head_dim.is_multiple_of(32) && self.wants_bytes(next, &at.out);
+        let (result, scales) = if bytes { self.made(&at.out) } else { (at.out.address, 0) };
+        let parts = &heads.parts;
+        let push = kernels::Attend {
+            source: [0, 1, 2].map(|i| parts[i].source.address),
+            weight: [0, 1].map(|i| parts[i].norm.unwrap_or(0)),
+            frequencies: heads.rope.map_or(0, |rope| rope.frequencies),
+            positions: self.addresses.positions,
+            keys: at.keys,
+            values: at.values,
+            tiles: self.addresses.tiles[at.list],
+            tables: self.addresses.tables,
+            partial: self.addresses.partial,
+            result,
+            scales,
+            kv_heads: at.kv_heads,
+            window: at.window.unwrap_or(0),
+            splits,
+            padding: 0,
+        };
+        let flags = |of: fn(&HeadPartAt) -> bool| bits(of(&parts[0])) | bits(of(&parts[1])) << 1;
+        let subgroups = tuned("sub", 4);
+        let constants = vec![
+            (0, subgroups * self.capabilities.subgroup),
+            (1, at.head_dim),
+            (2, queries),
+            (3, group),
+            (4, subgroups),
+            (5, bits(at.halves)),
+            (6, bits(at.softcap.is_some())),
+            (7, if self.capabilities.kind == Kind::Software { 1 } else { tuned("ahead", 4) }),
+            (8, bits(splits > 1)),
+            (9, flags(|part| part.norm.is_some())),
+            (10, flags(|part| part.turns)),
+            (11, bits(heads.rope.is_some_and(|rope| rope.neighbours))),
+            (12, heads.rope.map_or(0, |rope| rope.pairs)),
+            (13, heads.eps.to_bits()),
+            (14, heads.rope.map_or(1.0, |rope| rope.magnitude).to_bits()),
+            (15, at.scale.to_bits()),
+            (16, at.softcap.unwrap_or(1.0).to_bits()),
+            (17, bits(bytes)),
+        ];
+        let mut dispatch = Dispatch::new(Shader::Attend, constants, &push, [tiles, columns, splits]);
+        dispatch.work = 4 * u64::from(seen) * u64::from(at.q.width) * u64::from(self.bucket.tokens);
+        let caches = [at.keys..at.keys + at.cache_bytes, at.values..at.values + at.cache_bytes];
+        dispatch.reads.extend(caches.iter().cloned());
+        dispatch.writes.extend(caches);
+        if splits > 1 {
+            let shares = partial_bytes(self.capabilities, at.head_dim as usize);
+            dispatch.writes.push(self.addresses.partial..self.addresses.partial + shares);
+        }
+        dispatch.label = format!("attend {} {}", at.head_dim, at.window.map_or("whole", |_| "window"));
+        let reads: Vec<Matrix> = parts.iter().map(|part| part.source).collect();
+        if bytes {
+            dispatch.writes.extend(self.made_ranges(&at.out));
+            self.made = Some(at.out);
+            self.push(dispatch, &reads.iter().collect::<Vec<_>>(), &[]);
+        } else {
+            self.push(dispatch, &reads.iter().collect::<Vec<_>>(), &[&at.out]);
+        }
+    }
+
     fn attention(&mut self, at: &AttentionAt) {
         let heads = at.q.width / at.head_dim;
         let group = heads / at.kv_heads;
@@ -544,7 +716,7 @@ impl Lister<'_> {
             result: at.out.address,
             tiles: self.addresses.tiles[at.list],
             tables: self.addresses.tables,
-            partial: self.addresses.partial,
+            partial: self.addresses.partial + PARTIAL_BEGIN,
             heads,
             kv_heads: at.kv_heads,
             window: at.window.unwrap_or(0),
@@ -574,7 +746,8 @@ impl Lister<'_> {
         }
         let entries = self.bucket.tokens * heads;
         let bytes = u64::from(entries) * u64::from(splits) * u64::from(at.head_dim + 2) * 4;
-        let partial = self.addresses.partial..self.addresses.partial + bytes;
+        let partial = self.addresses.partial + PARTIAL_BEGIN;
+        let partial = partial..partial + bytes;
         dispatch.writes.push(partial.clone());
         self.push(dispatch, &[&at.q], &[]);
         let push = kernels::Merge { partial: partial.start, result: at.out.address, splits, padding: 0 };
@@ -586,7 +759,7 @@ impl Lister<'_> {
 
 /// Bytes of shares of attention, at most: a tile is divided only while workgroups are few.
 pub(crate) fn partial_bytes(capabilities: &Capabilities, head_dim: usize) -> u64 {
-    u64::from(full(capabilities)) * u64::from(TILE_QUERIES) * (head_dim as u64 + 2) * 4
+    PARTIAL_BEGIN + u64::from(full(capabilities)) * u64::from(TILE_QUERIES) * (head_dim as u64 + 2) * 4
 }
 
 /// Invocations for a row of `width` elements, and how many words of four elements each holds.
@@ -606,8 +779,8 @@ fn rows_of_groups(rows: u32) -> [u32; 3] {
 impl Addresses {
     /// Shows every address to `visit`.
     pub(crate) fn visit(&mut self, visit: &dyn Fn(&mut u64)) {
-        let Addresses { positions, outputs, places, tiles, tables, quants, scales, partial } = self;
-        [positions, outputs, tables, quants, scales, partial].into_iter().for_each(visit);
+        let Addresses { positions, outputs, places, tiles, tables, quants, scales, made, partial } = self;
+        [positions, outputs, tables, quants, scales, made, partial].into_iter().for_each(visit);
         places.iter_mut().chain(tiles).for_each(visit);
     }
 }

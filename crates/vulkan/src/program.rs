@@ -135,8 +135,9 @@ impl VulkanProgram {
             bucket,
             addresses: &self.owned.addresses,
             list: Vec::new(),
+            made: None,
         };
-        self.stages[stage].operations.iter().for_each(|operation| lister.add(operation));
+        lister.add(&self.stages[stage].operations);
         let list = lister.list;
         let recording = Recording {
             context: &self.context,

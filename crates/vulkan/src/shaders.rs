@@ -40,6 +40,8 @@ shaders! {
     Heads "heads",
     /// Attention.
     Attention "attention",
+    /// Attention of one row a sequence, with all between its products.
+    Attend "attend",
     /// Joins shares of attention.
     Merge "merge",
     /// Operations by element.
