@@ -49,7 +49,7 @@ const uint SIDE = SIDE_WANTED < LANES ? SIDE_WANTED : LANES;
 const uint EACH = (WORDS + SIDE - 1) / SIDE;
 const uint KEYS = LANES / SIDE;
 
-layout(buffer_reference, std430, buffer_reference_align = 4) coherent buffer SharedF { float at[]; };
+layout(buffer_reference, std430, buffer_reference_align = 16) coherent buffer SharedF4 { vec4 at[]; };
 layout(buffer_reference, std430, buffer_reference_align = 4) coherent buffer SharedU { uint at[]; };
 
 layout(push_constant, std430) uniform Push {
@@ -64,8 +64,8 @@ layout(push_constant, std430) uniform Push {
     // (row, 1, token of the row, where its block table begins)
     ReadU4 tiles;
     ReadU tables;
-    // How many shares of a tile are done; `PARTIAL` words on, share by share and query by query: HEAD_DIM sums, the
-    // maximum, and the sum of the weights.
+    // How many shares of a tile are done; `PARTIAL` words on, share by share and query by query, in words of four: HEAD_DIM
+    // sums, and a word with the maximum and the sum of the weights.
     SharedU partial;
     // Floats, or bytes with their scales.
     WriteU result;
@@ -76,12 +76,18 @@ layout(push_constant, std430) uniform Push {
     uint splits;
 };
 
-const uint PARTIAL = 1024;
+const uint PARTIAL = 256;
+// Shares of a tile at most.
+const uint SHARES = 32;
+const uint FOURS = HEAD_DIM / 4;
+// Shares loaded before the first is used.
+const uint TOGETHER = AHEAD * 2;
 
 // The heads of the row: queries, then key and value; later the sums of subgroups, and the result.
 shared float row[(QUERIES + 2) * HEAD_DIM];
-shared float gathered[SUBGROUPS * HEAD_DIM];
+shared vec4 gathered[SUBGROUPS * FOURS];
 shared vec2 stats[SUBGROUPS];
+shared vec2 share_stats[SPLIT ? QUERIES * SHARES : 1];
 shared uint finished;
 
 vec4 query[QUERIES * EACH * 2];
@@ -89,6 +95,12 @@ vec4 acc[QUERIES * EACH * 2];
 float largest[QUERIES], sum[QUERIES];
 uvec4 loaded_keys[AHEAD * EACH * (HALVES ? 1 : 2)];
 uvec4 loaded_values[AHEAD * EACH * (HALVES ? 1 : 2)];
+
+void row4(uint at, vec4 v) {
+    [[unroll]] for (uint k = 0; k < 4; ++k) {
+        row[4 * at + k] = v[k];
+    }
+}
 
 // A head into shared memory, by one subgroup.
 void make_head(uint part, uint base, uint to, float position) {
@@ -298,7 +310,7 @@ void main() {
     }
     // Groups of invocations of the subgroup join, and then subgroups, query by query.
     uint tile_index = gl_WorkGroupID.y * gl_NumWorkGroups.x + gl_WorkGroupID.x;
-    SharedF shares = SharedF(partial);
+    SharedF4 shares = SharedF4(partial);
     [[unroll]] for (uint i = 0; i < QUERIES; ++i) {
         [[unroll]] for (uint step = SIDE; step < LANES; step *= 2) {
             float top = max(largest[i], subgroupShuffleXor(largest[i], step));
@@ -316,10 +328,8 @@ void main() {
             [[unroll]] for (uint e = 0; e < EACH; ++e) {
                 uint w = lane + e * SIDE;
                 if (EACH * SIDE == WORDS || w < WORDS) {
-                    [[unroll]] for (uint k = 0; k < 4; ++k) {
-                        gathered[gl_SubgroupID * HEAD_DIM + 8 * w + k] = acc[(i * EACH + e) * 2][k];
-                        gathered[gl_SubgroupID * HEAD_DIM + 8 * w + 4 + k] = acc[(i * EACH + e) * 2 + 1][k];
-                    }
+                    gathered[gl_SubgroupID * FOURS + 2 * w] = acc[(i * EACH + e) * 2];
+                    gathered[gl_SubgroupID * FOURS + 2 * w + 1] = acc[(i * EACH + e) * 2 + 1];
                 }
             }
             if (lane == 0) {
@@ -337,21 +347,20 @@ void main() {
             shrinks[s] = exp(stats[s].x - top);
             weights += shrinks[s] * stats[s].y;
         }
-        uint base = PARTIAL + ((tile_index * splits + gl_WorkGroupID.z) * QUERIES + i) * (HEAD_DIM + 2);
-        for (uint d = gl_LocalInvocationIndex; d < HEAD_DIM; d += gl_WorkGroupSize.x) {
-            float total = 0.0;
+        uint base = PARTIAL + ((tile_index * splits + gl_WorkGroupID.z) * QUERIES + i) * (FOURS + 1);
+        for (uint f = gl_LocalInvocationIndex; f < FOURS; f += gl_WorkGroupSize.x) {
+            vec4 total = vec4(0.0);
             [[unroll]] for (uint s = 0; s < SUBGROUPS; ++s) {
-                total += shrinks[s] * gathered[s * HEAD_DIM + d];
+                total += shrinks[s] * gathered[s * FOURS + f];
             }
             if (SPLIT) {
-                shares.at[base + d] = total;
+                shares.at[base + f] = total;
             } else {
-                row[i * HEAD_DIM + d] = total / weights;
+                row4(i * FOURS + f, total / weights);
             }
         }
         if (SPLIT && gl_LocalInvocationIndex == 0) {
-            shares.at[base + HEAD_DIM] = top;
-            shares.at[base + HEAD_DIM + 1] = weights;
+            shares.at[base + FOURS] = vec4(top, weights, 0.0, 0.0);
         }
     }
     if (SPLIT) {
@@ -369,21 +378,35 @@ void main() {
             // For the next dispatch.
             partial.at[tile_index] = 0;
         }
-        for (uint at = gl_LocalInvocationIndex; at < QUERIES * HEAD_DIM; at += gl_WorkGroupSize.x) {
-            uint base = PARTIAL + (tile_index * splits * QUERIES + at / HEAD_DIM) * (HEAD_DIM + 2);
-            uint stride_of = QUERIES * (HEAD_DIM + 2);
-            float top = -1e30, total = 0.0, weights = 0.0;
+        uint base = PARTIAL + tile_index * splits * QUERIES * (FOURS + 1);
+        for (uint at = gl_LocalInvocationIndex; at < splits * QUERIES; at += gl_WorkGroupSize.x) {
+            share_stats[at] = shares.at[base + at * (FOURS + 1) + FOURS].xy;
+        }
+        barrier();
+        for (uint at = gl_LocalInvocationIndex; at < QUERIES * FOURS; at += gl_WorkGroupSize.x) {
+            uint i = at / FOURS;
+            float top = -1e30;
             for (uint s = 0; s < splits; ++s) {
-                float own_top = shares.at[base + s * stride_of + HEAD_DIM];
-                float own_weights = shares.at[base + s * stride_of + HEAD_DIM + 1];
-                float own = shares.at[base + s * stride_of + at % HEAD_DIM];
-                float both = max(top, own_top);
-                float shrink = exp(top - both), own_shrink = exp(own_top - both);
-                total = total * shrink + own * own_shrink;
-                weights = weights * shrink + own_weights * own_shrink;
-                top = both;
+                top = max(top, share_stats[s * QUERIES + i].x);
             }
-            row[at] = total / weights;
+            vec4 total = vec4(0.0);
+            float weights = 0.0;
+            for (uint s = 0; s < splits; s += TOGETHER) {
+                vec4 own[TOGETHER];
+                [[unroll]] for (uint u = 0; u < TOGETHER; ++u) {
+                    uint share_of = min(s + u, splits - 1);
+                    own[u] = shares.at[base + (share_of * QUERIES + i) * (FOURS + 1) + at % FOURS];
+                }
+                [[unroll]] for (uint u = 0; u < TOGETHER; ++u) {
+                    if (s + u < splits) {
+                        vec2 stat = share_stats[(s + u) * QUERIES + i];
+                        float shrink = exp(stat.x - top);
+                        total += shrink * own[u];
+                        weights += shrink * stat.y;
+                    }
+                }
+            }
+            row4(at, total / weights);
         }
     }
     barrier();

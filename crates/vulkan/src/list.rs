@@ -68,12 +68,15 @@ fn tuned(key: &str, default: u32) -> u32 {
 /// Invocations of the workgroups of attention: keys of a chunk.
 pub(crate) const ATTENTION_WIDTH: u32 = 128;
 
-/// Queries of a tile of attention, at most.
-pub(crate) const TILE_QUERIES: u32 = 8;
+/// Queries of a tile of attention, at most. Software compiles kernels at the speed of a processor, and each query is
+/// unrolled.
+pub(crate) fn tile_queries(capabilities: &Capabilities) -> u32 {
+    if capabilities.kind == Kind::Software { 4 } else { tuned("tq", 8) }
+}
 
 /// Rows of a sequence in a tile of attention, where KV heads are shared by `group` query heads.
-pub(crate) fn tile_rows(group: usize) -> usize {
-    (TILE_QUERIES as usize / group).max(1)
+pub(crate) fn tile_rows(capabilities: &Capabilities, group: usize) -> usize {
+    (tile_queries(capabilities) as usize / group).max(1)
 }
 
 /// Bytes of the counts before shares of attention, one a tile: tiles that are divided are fewer than [`full`].
@@ -88,9 +91,14 @@ pub(crate) fn full(capabilities: &Capabilities) -> u32 {
     }
 }
 
+/// Subgroups of a workgroup that prepares the row itself, and the least rows of the weight that each takes.
+const PROLOGUE: (u32, u32) = (16, 1);
+
 /// What products read, and whether gate and up are to end in bytes.
-struct Input {
+struct Input<'a> {
     floats: Matrix,
+    /// What each workgroup does to the row itself, where that is no kernel of its own.
+    prologue: Option<&'a ProductAt>,
     /// Where it lies in [`Addresses::made`].
     made: Option<Matrix>,
     bytes: bool,
@@ -216,7 +224,8 @@ impl Lister<'_> {
         // The floats that products read: what was summed or given, unless a norm comes after.
         let plain = product.sum.unwrap_or(product.x);
         let floats = if product.norm.is_some() { product.input } else { plain };
-        if ready.is_none() {
+        let prologue = ready.is_none() && self.in_prologue(product, &methods, count);
+        if ready.is_none() && !prologue {
             self.prepare(product, count, forms);
         }
         let bytes = match product.after {
@@ -239,7 +248,7 @@ impl Lister<'_> {
                 .collect();
             same.iter().for_each(|i| done[*i] = true);
             let parts: Vec<&LinearAt> = same.iter().map(|i| &product.linears[*i]).collect();
-            let input = Input { floats, made: ready, bytes };
+            let input = Input { floats, prologue: prologue.then_some(product), made: ready, bytes };
             self.linears(&parts, kind.1, &input, count, product.after);
         }
         if let AfterAt::Gated { kind, out } = product.after
@@ -248,6 +257,29 @@ impl Lister<'_> {
             let (gate, up) = (product.linears[0].out, product.linears[1].out);
             self.element(elementwise::GATED, kernels::activation(kind), 0.0, &gate, Some(up), &out);
         }
+    }
+
+    /// Whether the row is summed, normed and rounded by each workgroup of the products: of one kernel that is, whose
+    /// workgroups are few enough, and with the fields that biases leave free where there is a sum.
+    fn in_prologue(&self, product: &ProductAt, methods: &[Method], count: u32) -> bool {
+        let first = &product.linears[0];
+        let alike = |linear: &LinearAt| (linear.format, linear.bias.is_some()) == (first.format, first.bias.is_some());
+        let rows: u32 = product.linears.iter().map(|linear| linear.out.width).sum();
+        let width = product.input.width;
+        let (subgroups, each) = PROLOGUE;
+        let traffic = u64::from(rows / (subgroups * each)) * u64::from(width * count) * 16;
+        product.norm.is_some()
+            && count <= tuned("pro", 2)
+            && width.is_multiple_of(32)
+            && !product.input_is_read
+            && product.linears.len() <= 3
+            && product.linears.iter().all(alike)
+            && methods.iter().all(|method| *method == Method::Gemv { integer: true })
+            && (first.bias.is_none() || product.addend.is_none())
+            && matches!(product.after, AfterAt::Nothing | AfterAt::Gated { .. })
+            && traffic < tuned("traffic", 32) as u64 * 1_000_000
+            && width * count * 5 / 4 <= self.capabilities.shared_bytes / 2
+            && self.capabilities.workgroup >= subgroups * self.capabilities.subgroup
     }
 
     /// Whether gate and up are one kernel that applies the activation.
@@ -325,7 +357,7 @@ impl Lister<'_> {
     }
 
     /// Up to three products of one format and method, side by side.
-    fn linears(&mut self, parts: &[&LinearAt], method: Method, input: &Input, count: u32, after: AfterAt) {
+    fn linears(&mut self, parts: &[&LinearAt], method: Method, input: &Input<'_>, count: u32, after: AfterAt) {
         let floats = &input.floats;
         let cols = floats.width;
         let prepared = match &input.made {
@@ -351,6 +383,14 @@ impl Lister<'_> {
             count,
             ..Default::default()
         };
+        let (addend, first_norm) = match input.prologue.and_then(|product| product.addend) {
+            None => (None, None),
+            Some((y, norm)) => (Some(y), norm),
+        };
+        if let Some(product) = input.prologue {
+            push.x = product.x.address;
+            push.residual = product.norm.map_or(0, |norm| norm.weight);
+        }
         let mut outs: Vec<Matrix> = Vec::new();
         for (i, part) in parts.iter().enumerate() {
             let out = residual.map(|(_, out)| out).or(gated.map(|(_, out)| out)).unwrap_or(part.out);
@@ -373,19 +413,37 @@ impl Lister<'_> {
         } else {
             epilogue::STORE
         };
-        let constants = vec![
+        let mut constants = vec![
             (0, parts[0].format as u32),
             (2, parts.len() as u32),
             (3, bits(parts[0].bias.is_some())),
             (4, what),
             (5, gated.map_or(0, |(kind, _)| kernels::activation(kind))),
         ];
+        if let Some(product) = input.prologue {
+            if let Some(y) = &addend {
+                let sum = product.sum.map_or(0, |sum| sum.address);
+                push.bias = [y.address, first_norm.map_or(0, |norm| norm.weight), sum];
+            }
+            constants.extend([
+                (11, 1),
+                (12, bits(addend.is_some()) + bits(first_norm.is_some())),
+                (13, bits(product.sum.is_some())),
+                (14, first_norm.map_or(0.0, |norm| norm.eps).to_bits()),
+                (15, product.norm.map_or(0.0, |norm| norm.eps).to_bits()),
+                (16, cols),
+            ]);
+        }
         let mut dispatch = self.product_dispatch(method, constants, &push, parts.len(), what);
         let rows: u64 = push.rows.iter().map(|rows| u64::from(*rows)).sum();
         dispatch.work = 2 * rows * u64::from(cols) * u64::from(count);
         dispatch.label = format!("{} {:?} {rows}x{cols} by {count}", dispatch.label, parts[0].format);
         let mut reads: Vec<&Matrix> = residual.iter().map(|(residual, _)| residual).collect();
-        if method.form() == form::FLOATS {
+        if let Some(product) = input.prologue {
+            reads.push(&product.x);
+            reads.extend(&addend);
+            dispatch.writes.extend(product.sum.iter().map(|sum| self.range(sum)));
+        } else if method.form() == form::FLOATS {
             reads.push(floats);
         } else {
             let scale = if method.form() == form::HALVES { 2 } else { 1 };
@@ -407,7 +465,7 @@ impl Lister<'_> {
         method == Method::Gemv { integer: true }
             && push.count <= FEW_ROWS
             && push.rows[0].is_multiple_of(32)
-            && self.capabilities.workgroup >= 8 * self.capabilities.subgroup
+            && self.capabilities.workgroup >= 16 * self.capabilities.subgroup
     }
 
     fn product_dispatch(
@@ -427,8 +485,16 @@ impl Lister<'_> {
                 let (rows, ahead) = self.gemv_rows(push, parts, gated, columns);
                 // Whole groups of 32 rows, where they are rounded together.
                 let to_bytes = what == epilogue::GATED_BYTES;
-                let (rows, ahead) = if to_bytes { (4, 1) } else { (rows, ahead) };
-                let subgroups = if to_bytes { 8 } else { 4 };
+                let prologue = constants.iter().any(|(id, _)| *id == 11);
+                let own = tuned("gate", 16);
+                let (rows, ahead) = if to_bytes { (32 / own, tuned("gahead", 1)) } else { (rows, ahead) };
+                let subgroups = if to_bytes {
+                    own
+                } else if prologue {
+                    PROLOGUE.0
+                } else {
+                    4
+                };
                 let invocations = subgroups * self.capabilities.subgroup;
                 let groups = if gated { push.rows[0].div_ceil(rows) } else { tiles(rows) };
                 constants.extend([
@@ -488,7 +554,7 @@ impl Lister<'_> {
         let tiles = |size: u32| push.rows[..parts].iter().map(|rows| rows.div_ceil(size)).sum::<u32>();
         let groups = |m: u32, n: u32| [push.count.div_ceil(n), tiles(m), 1];
         let enough = match self.capabilities.kind {
-            Kind::Discrete | Kind::Virtual => tuned("enough", 128),
+            Kind::Discrete | Kind::Virtual => tuned("enough", 64),
             Kind::Integrated => 12,
             Kind::Software => 1,
         };
@@ -627,11 +693,11 @@ impl Lister<'_> {
 
     fn attend(&mut self, heads: &HeadsAt, at: &AttentionAt, next: Option<&Operation>) {
         let group = at.q.width / at.head_dim / at.kv_heads;
-        let queries = group.min(TILE_QUERIES);
+        let queries = group.min(tile_queries(self.capabilities).min(8));
         let columns = at.kv_heads * group.div_ceil(queries);
         let tiles = self.bucket.tiles[at.list];
         let seen = at.window.map_or(self.bucket.longest, |window| self.bucket.longest.min(window));
-        let most = (full(self.capabilities) / (tiles * columns).max(1)).clamp(1, tuned("most", 32));
+        let most = (full(self.capabilities) / (tiles * columns).max(1)).clamp(1, tuned("most", 16));
         let splits = seen.div_ceil(tuned("keys", 32)).clamp(1, most);
         let bytes = at.head_dim.is_multiple_of(32) && self.wants_bytes(next, &at.out);
         let (result, scales) = if bytes { self.made(&at.out) } else { (at.out.address, 0) };
@@ -654,7 +720,7 @@ impl Lister<'_> {
             padding: 0,
         };
         let flags = |of: fn(&HeadPartAt) -> bool| bits(of(&parts[0])) | bits(of(&parts[1])) << 1;
-        let subgroups = tuned("sub", 4);
+        let subgroups = tuned("sub", 8);
         let constants = vec![
             (0, subgroups * self.capabilities.subgroup),
             (1, at.head_dim),
@@ -698,15 +764,14 @@ impl Lister<'_> {
     fn attention(&mut self, at: &AttentionAt) {
         let heads = at.q.width / at.head_dim;
         let group = heads / at.kv_heads;
-        let tile_heads = group.min(TILE_QUERIES);
+        let most = tile_queries(self.capabilities);
+        let tile_heads = group.min(most);
         let many = self.bucket.many;
-        let queries = if many { TILE_QUERIES } else { tile_heads };
+        let queries = if many { most } else { tile_heads };
         let tiles = self.bucket.tiles[at.list];
         let columns = at.kv_heads * group.div_ceil(tile_heads);
         // Keys that a tile may see, in chunks.
-        let seen = at
-            .window
-            .map_or(self.bucket.longest, |window| self.bucket.longest.min(window.saturating_add(TILE_QUERIES)));
+        let seen = at.window.map_or(self.bucket.longest, |window| self.bucket.longest.min(window.saturating_add(most)));
         let chunks = seen.div_ceil(ATTENTION_WIDTH);
         let splits = (full(self.capabilities) / (tiles * columns).max(1)).clamp(1, chunks.max(1));
         let push = kernels::Attention {
@@ -759,7 +824,7 @@ impl Lister<'_> {
 
 /// Bytes of shares of attention, at most: a tile is divided only while workgroups are few.
 pub(crate) fn partial_bytes(capabilities: &Capabilities, head_dim: usize) -> u64 {
-    PARTIAL_BEGIN + u64::from(full(capabilities)) * u64::from(TILE_QUERIES) * (head_dim as u64 + 2) * 4
+    PARTIAL_BEGIN + u64::from(full(capabilities)) * u64::from(tile_queries(capabilities)) * (head_dim as u64 + 4) * 4
 }
 
 /// Invocations for a row of `width` elements, and how many words of four elements each holds.
