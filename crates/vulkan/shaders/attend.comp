@@ -158,8 +158,8 @@ float capped(float score) {
     return CAPPED ? CAP * tanh_of(score / CAP) : score;
 }
 
-// Keys `from + u * stride`, for u below AHEAD, as far as they come before `end`.
-void attend(uint from, uint stride, uint end, uint kv_head, uint table) {
+// Loads keys `from + u * stride`, for u below AHEAD, and their values; the last before `end` in place of those beyond.
+void load(uint from, uint stride, uint end, uint kv_head, uint table) {
     uint lane = gl_SubgroupInvocationID % SIDE;
     [[unroll]] for (uint u = 0; u < AHEAD; ++u) {
         uint token = min(from + u * stride, end - 1);
@@ -178,6 +178,11 @@ void attend(uint from, uint stride, uint end, uint kv_head, uint table) {
             }
         }
     }
+}
+
+// Attends to what was loaded, as far as it comes before `end`.
+void attend(uint from, uint stride, uint end) {
+    uint lane = gl_SubgroupInvocationID % SIDE;
     const uint both = HALVES ? 1 : 2;
     [[unroll]] for (uint i = 0; i < QUERIES; ++i) {
         float scores[AHEAD];
@@ -267,6 +272,17 @@ void main() {
     uint heads = kv_heads * GROUP, last = tile.z;
     bool owns = gl_WorkGroupID.z + 1 == splits;
 
+    // The keys before the row's own, divided among the shares.
+    uint first = window != 0 && last + 1 > window ? last + 1 - window : 0;
+    uint share = (last - first + splits - 1) / splits;
+    uint begin = first + gl_WorkGroupID.z * share, end = min(begin + share, last);
+    uint stride = SUBGROUPS * KEYS;
+    uint from = begin + gl_SubgroupID * KEYS, key = gl_SubgroupInvocationID / SIDE;
+    if (from < end) {
+        // On their way while the heads are made.
+        load(from + key, stride, end, kv_head, tile.w);
+    }
+
     float position = float(positions.at[tile.x]);
     for (uint i = gl_SubgroupID; i < QUERIES + 2; i += SUBGROUPS) {
         if (i < QUERIES) {
@@ -297,13 +313,11 @@ void main() {
             acc[(i * EACH + e) * 2 + 1] = vec4(0.0);
         }
     }
-    // The keys before the row's own, divided among the shares.
-    uint first = window != 0 && last + 1 > window ? last + 1 - window : 0;
-    uint share = (last - first + splits - 1) / splits;
-    uint begin = first + gl_WorkGroupID.z * share, end = min(begin + share, last);
-    uint stride = SUBGROUPS * KEYS;
-    for (uint from = begin + gl_SubgroupID * KEYS; from < end; from += AHEAD * stride) {
-        attend(from + gl_SubgroupInvocationID / SIDE, stride, end, kv_head, tile.w);
+    for (; from < end; from += AHEAD * stride) {
+        attend(from + key, stride, end);
+        if (from + AHEAD * stride < end) {
+            load(from + AHEAD * stride + key, stride, end, kv_head, tile.w);
+        }
     }
     if (owns && gl_SubgroupID == 0) {
         attend_own(QUERIES * HEAD_DIM, (QUERIES + 1) * HEAD_DIM);

@@ -302,10 +302,7 @@ impl<'a, 'b> Compiler<'a, 'b> {
     fn tile_list(&self, cache: CacheId, q: ValueId) -> TileList {
         let cache = self.share.graph.cache(cache);
         let heads = self.share.graph.value(q).width / cache.head_dim;
-        TileList {
-            rows: list::tile_rows(&self.vulkan.context.capabilities, heads / cache.kv_heads),
-            group: cache.group,
-        }
+        TileList { rows: list::tile_rows(heads / cache.kv_heads), group: cache.group }
     }
 
     fn matrix(&self, value: ValueId, memory: &ProgramMemory) -> Matrix {

@@ -58,25 +58,21 @@ pub(crate) const GEMV_ROWS: u32 = 16;
 /// Rows of activations up to which integers are faster than matrix units.
 const FEW_ROWS: u32 = 4;
 
-/// A number to try.
-fn tuned(key: &str, default: u32) -> u32 {
-    let text = std::env::var("UNICORN_VULKAN_TRY").unwrap_or_default();
-    text.split(',').filter_map(|part| part.split_once('=')).find(|(own, _)| *own == key)
-        .and_then(|(_, value)| value.parse().ok()).unwrap_or(default)
-}
-
 /// Invocations of the workgroups of attention: keys of a chunk.
 pub(crate) const ATTENTION_WIDTH: u32 = 128;
 
-/// Queries of a tile of attention, at most. Software compiles kernels at the speed of a processor, and each query is
-/// unrolled.
-pub(crate) fn tile_queries(capabilities: &Capabilities) -> u32 {
-    if capabilities.kind == Kind::Software { 4 } else { tuned("tq", 8) }
+/// Queries of a tile of attention, at most: more share what is read of keys, and leave fewer workgroups a place.
+const TILE_QUERIES: u32 = 4;
+
+/// The same of decoding, where one tile holds the heads of one row. Software compiles kernels at the speed of a
+/// processor, and each query is unrolled.
+fn decode_queries(capabilities: &Capabilities) -> u32 {
+    if capabilities.kind == Kind::Software { 2 } else { 8 }
 }
 
 /// Rows of a sequence in a tile of attention, where KV heads are shared by `group` query heads.
-pub(crate) fn tile_rows(capabilities: &Capabilities, group: usize) -> usize {
-    (tile_queries(capabilities) as usize / group).max(1)
+pub(crate) fn tile_rows(group: usize) -> usize {
+    (TILE_QUERIES as usize / group).max(1)
 }
 
 /// Bytes of the counts before shares of attention, one a tile: tiles that are divided are fewer than [`full`].
@@ -91,8 +87,11 @@ pub(crate) fn full(capabilities: &Capabilities) -> u32 {
     }
 }
 
-/// Subgroups of a workgroup that prepares the row itself, and the least rows of the weight that each takes.
-const PROLOGUE: (u32, u32) = (16, 1);
+/// Rows of activations up to which workgroups prepare them themselves.
+const PROLOGUE_ROWS: u32 = 1;
+
+/// Subgroups of a workgroup that does.
+const PROLOGUE_SUBGROUPS: u32 = 16;
 
 /// What products read, and whether gate and up are to end in bytes.
 struct Input<'a> {
@@ -199,11 +198,12 @@ impl Lister<'_> {
 
     fn method(&self, linear: &LinearAt, cols: u32, count: u32) -> Method {
         let fast = self.arithmetic == Arithmetic::Fast;
-        let matrices = self.capabilities.cooperative_matrix.filter(|_| {
-            fast && linear.format != Format::F32 && cols.is_multiple_of(32)
-        });
+        let matrices = self
+            .capabilities
+            .cooperative_matrix
+            .filter(|_| fast && linear.format != Format::F32 && cols.is_multiple_of(32));
         match matrices {
-            Some(shape) if count > tuned("few", FEW_ROWS) && count <= 64 && shape.is_square() => Method::GemmFew,
+            Some(shape) if count > FEW_ROWS && count <= 64 && shape.is_square() => Method::GemmFew,
             Some(_) if count > GEMV_ROWS => Method::GemmMatrix,
             _ if count <= GEMV_ROWS => {
                 Method::Gemv { integer: fast && self.capabilities.integer_dot && !linear.format.is_float() }
@@ -266,10 +266,12 @@ impl Lister<'_> {
         let alike = |linear: &LinearAt| (linear.format, linear.bias.is_some()) == (first.format, first.bias.is_some());
         let rows: u32 = product.linears.iter().map(|linear| linear.out.width).sum();
         let width = product.input.width;
-        let (subgroups, each) = PROLOGUE;
-        let traffic = u64::from(rows / (subgroups * each)) * u64::from(width * count) * 16;
+        // Of gate and up together a workgroup has 64 rows, otherwise one a subgroup.
+        let groups = if matches!(product.after, AfterAt::Gated { .. }) { rows / 64 } else { rows / PROLOGUE_SUBGROUPS };
+        // What they read of the row, the other, and two norms.
+        let traffic = u64::from(groups) * u64::from(width * count) * 16;
         product.norm.is_some()
-            && count <= tuned("pro", 2)
+            && count <= PROLOGUE_ROWS
             && width.is_multiple_of(32)
             && !product.input_is_read
             && product.linears.len() <= 3
@@ -277,9 +279,9 @@ impl Lister<'_> {
             && methods.iter().all(|method| *method == Method::Gemv { integer: true })
             && (first.bias.is_none() || product.addend.is_none())
             && matches!(product.after, AfterAt::Nothing | AfterAt::Gated { .. })
-            && traffic < tuned("traffic", 32) as u64 * 1_000_000
+            && traffic < 32_000_000
             && width * count * 5 / 4 <= self.capabilities.shared_bytes / 2
-            && self.capabilities.workgroup >= subgroups * self.capabilities.subgroup
+            && self.capabilities.workgroup >= PROLOGUE_SUBGROUPS * self.capabilities.subgroup
     }
 
     /// Whether gate and up are one kernel that applies the activation.
@@ -465,7 +467,7 @@ impl Lister<'_> {
         method == Method::Gemv { integer: true }
             && push.count <= FEW_ROWS
             && push.rows[0].is_multiple_of(32)
-            && self.capabilities.workgroup >= 16 * self.capabilities.subgroup
+            && self.capabilities.workgroup >= PROLOGUE_SUBGROUPS * self.capabilities.subgroup
     }
 
     fn product_dispatch(
@@ -486,15 +488,8 @@ impl Lister<'_> {
                 // Whole groups of 32 rows, where they are rounded together.
                 let to_bytes = what == epilogue::GATED_BYTES;
                 let prologue = constants.iter().any(|(id, _)| *id == 11);
-                let own = tuned("gate", 16);
-                let (rows, ahead) = if to_bytes { (32 / own, tuned("gahead", 1)) } else { (rows, ahead) };
-                let subgroups = if to_bytes {
-                    own
-                } else if prologue {
-                    PROLOGUE.0
-                } else {
-                    4
-                };
+                let (rows, ahead) = if to_bytes { (32 / PROLOGUE_SUBGROUPS, 1) } else { (rows, ahead) };
+                let subgroups = if to_bytes || prologue { PROLOGUE_SUBGROUPS } else { 4 };
                 let invocations = subgroups * self.capabilities.subgroup;
                 let groups = if gated { push.rows[0].div_ceil(rows) } else { tiles(rows) };
                 constants.extend([
@@ -516,29 +511,23 @@ impl Lister<'_> {
         }
     }
 
-    fn gemm_few(
-        &self,
-        mut constants: Vec<(u32, u32)>,
-        push: &kernels::Product,
-        parts: usize,
-        gated: bool,
-    ) -> Dispatch {
+    fn gemm_few(&self, mut constants: Vec<(u32, u32)>, push: &kernels::Product, parts: usize, gated: bool) -> Dispatch {
         let matrices = |tiles: u32| -> u32 {
             let parts = if gated { 1 } else { parts };
             push.rows[..parts].iter().map(|rows| rows.div_ceil(16 * tiles)).sum()
         };
         let columns = push.count.div_ceil(16).next_power_of_two();
         let blocks = push.cols / 32;
-        let step = [tuned("step", 2), 2, 1].into_iter().find(|step| blocks.is_multiple_of(*step)).unwrap_or(1);
-        let tiles = if !gated && matrices(4) >= tuned("tiles4", 1000) {
+        let step = [2, 1].into_iter().find(|step| blocks.is_multiple_of(*step)).unwrap_or(1);
+        let tiles = if !gated && matrices(4) >= 1000 {
             4
-        } else if matrices(2) >= tuned("tiles2", 80) {
+        } else if matrices(2) >= 80 {
             2
         } else {
             1
         };
         // As many as shared memory has room for: of each, a matrix of the weight and those of the activations.
-        let subgroups = tuned("splits", 8) / columns.div_ceil(2);
+        let subgroups = 8 / columns.div_ceil(2);
         constants.extend([
             (1, subgroups * self.capabilities.subgroup),
             (6, tiles),
@@ -554,14 +543,15 @@ impl Lister<'_> {
         let tiles = |size: u32| push.rows[..parts].iter().map(|rows| rows.div_ceil(size)).sum::<u32>();
         let groups = |m: u32, n: u32| [push.count.div_ceil(n), tiles(m), 1];
         let enough = match self.capabilities.kind {
-            Kind::Discrete | Kind::Virtual => tuned("enough", 64),
+            Kind::Discrete | Kind::Virtual => 64,
             Kind::Integrated => 12,
             Kind::Software => 1,
         };
-        let sizes = [(128, 128, tuned("wm", 64), tuned("wn", 32)), (128, 64, 32, 32), (64, 64, 32, 32)];
+        // Larger shares of a subgroup read less of shared memory, and take longer to store.
+        let share = if push.cols >= 3072 { 64 } else { 32 };
+        let sizes = [(128, 128, 64, share), (128, 64, 32, 32), (64, 64, 32, 32)];
         let fills = |(m, n, ..): &(u32, u32, u32, u32)| groups(*m, *n).iter().product::<u32>() >= enough;
-        let (m, n, warp_m, warp_n) =
-            sizes.into_iter().skip(tuned("size", 0) as usize).find(fills).unwrap_or(sizes[2]);
+        let (m, n, warp_m, warp_n) = sizes.into_iter().find(fills).unwrap_or(sizes[2]);
         constants.extend([
             (1, (m / warp_m) * (n / warp_n) * self.capabilities.subgroup),
             (6, m),
@@ -588,7 +578,11 @@ impl Lister<'_> {
         };
         let most = if gated || columns > 4 { 2 } else { 4 };
         let rows = [4, 2, 1].into_iter().find(|rows| *rows <= most && total / rows >= wanted).unwrap_or(1);
-        let ahead = if columns > 2 { 1 } else { most / rows };
+        let ahead = match columns {
+            1 if push.cols >= 8192 => 2,
+            1 | 2 => most / rows,
+            _ => 1,
+        };
         (rows, ahead)
     }
 
@@ -693,12 +687,12 @@ impl Lister<'_> {
 
     fn attend(&mut self, heads: &HeadsAt, at: &AttentionAt, next: Option<&Operation>) {
         let group = at.q.width / at.head_dim / at.kv_heads;
-        let queries = group.min(tile_queries(self.capabilities).min(8));
+        let queries = group.min(decode_queries(self.capabilities));
         let columns = at.kv_heads * group.div_ceil(queries);
         let tiles = self.bucket.tiles[at.list];
         let seen = at.window.map_or(self.bucket.longest, |window| self.bucket.longest.min(window));
-        let most = (full(self.capabilities) / (tiles * columns).max(1)).clamp(1, tuned("most", 16));
-        let splits = seen.div_ceil(tuned("keys", 32)).clamp(1, most);
+        let most = (full(self.capabilities) / (tiles * columns).max(1)).clamp(1, 16);
+        let splits = seen.div_ceil(32).clamp(1, most);
         let bytes = at.head_dim.is_multiple_of(32) && self.wants_bytes(next, &at.out);
         let (result, scales) = if bytes { self.made(&at.out) } else { (at.out.address, 0) };
         let parts = &heads.parts;
@@ -720,7 +714,8 @@ impl Lister<'_> {
             padding: 0,
         };
         let flags = |of: fn(&HeadPartAt) -> bool| bits(of(&parts[0])) | bits(of(&parts[1])) << 1;
-        let subgroups = tuned("sub", 8);
+        let software = self.capabilities.kind == Kind::Software;
+        let subgroups = if software { 2 } else { 8 };
         let constants = vec![
             (0, subgroups * self.capabilities.subgroup),
             (1, at.head_dim),
@@ -729,7 +724,7 @@ impl Lister<'_> {
             (4, subgroups),
             (5, bits(at.halves)),
             (6, bits(at.softcap.is_some())),
-            (7, if self.capabilities.kind == Kind::Software { 1 } else { tuned("ahead", 4) }),
+            (7, if software { 1 } else { 4 }),
             (8, bits(splits > 1)),
             (9, flags(|part| part.norm.is_some())),
             (10, flags(|part| part.turns)),
@@ -764,14 +759,15 @@ impl Lister<'_> {
     fn attention(&mut self, at: &AttentionAt) {
         let heads = at.q.width / at.head_dim;
         let group = heads / at.kv_heads;
-        let most = tile_queries(self.capabilities);
-        let tile_heads = group.min(most);
+        let tile_heads = group.min(TILE_QUERIES);
         let many = self.bucket.many;
-        let queries = if many { most } else { tile_heads };
+        let queries = if many { TILE_QUERIES } else { tile_heads };
         let tiles = self.bucket.tiles[at.list];
         let columns = at.kv_heads * group.div_ceil(tile_heads);
         // Keys that a tile may see, in chunks.
-        let seen = at.window.map_or(self.bucket.longest, |window| self.bucket.longest.min(window.saturating_add(most)));
+        let seen = at
+            .window
+            .map_or(self.bucket.longest, |window| self.bucket.longest.min(window.saturating_add(TILE_QUERIES)));
         let chunks = seen.div_ceil(ATTENTION_WIDTH);
         let splits = (full(self.capabilities) / (tiles * columns).max(1)).clamp(1, chunks.max(1));
         let push = kernels::Attention {
@@ -824,7 +820,7 @@ impl Lister<'_> {
 
 /// Bytes of shares of attention, at most: a tile is divided only while workgroups are few.
 pub(crate) fn partial_bytes(capabilities: &Capabilities, head_dim: usize) -> u64 {
-    PARTIAL_BEGIN + u64::from(full(capabilities)) * u64::from(tile_queries(capabilities)) * (head_dim as u64 + 4) * 4
+    PARTIAL_BEGIN + u64::from(full(capabilities)) * u64::from(decode_queries(capabilities)) * (head_dim as u64 + 4) * 4
 }
 
 /// Invocations for a row of `width` elements, and how many words of four elements each holds.
