@@ -12,9 +12,8 @@ use crate::{
     EngineError, Model, ModelFile, Roofs, ServiceOptions, Speculation, ToolFormat,
     devices::{DeviceOptions, Devices},
     model::render,
-    self_check,
     scheduler::{MAX_DRAFT, Scheduler},
-    vocabulary,
+    self_check, vocabulary,
 };
 
 /// How a model is loaded.
@@ -209,11 +208,7 @@ fn plan(file: &ModelFile, options: &LoadOptions, checks: bool) -> Result<Planned
     }
     let mut plan = place(file, &model, &devices, options);
     // What a GPU does not take goes to the CPU, whether or not that was named.
-    if !options.strict
-        && devices.vulkan().is_some()
-        && falls_short(&plan, model.context)
-        && devices.add_fallback()?
-    {
+    if !options.strict && devices.vulkan().is_some() && falls_short(&plan, model.context) && devices.add_fallback()? {
         plan = place(file, &model, &devices, options);
     }
     let plan = plan.map_err(|error| match error {

@@ -177,6 +177,5 @@ impl Device for Refusing {
     }
 }
 
-
 #[cfg(test)]
 mod tests;

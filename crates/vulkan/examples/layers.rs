@@ -1,5 +1,5 @@
-//! Times steps of a stack of layers in the shape of Gemma 3, with random weights, and where the time goes kernel by
-//! kernel.
+//! Times steps of a stack of layers in the shape of Gemma 3 or Qwen2.5, with random weights, and where the time goes
+//! kernel by kernel.
 //!
 //! ```text
 //! cargo run --release -p vulkan --example layers -- 4b q4_0 ROWS... [--layers N] [--context N] [--profile]
@@ -26,9 +26,11 @@ struct Shape {
     feed_forward: usize,
     layers: usize,
     vocab: usize,
+    /// As Gemma: norms of heads and behind each block, windows, GELU. Otherwise as Qwen2.5: biases of q, k and v, SiLU.
+    gemma: bool,
 }
 
-const SHAPES: [Shape; 2] = [
+const SHAPES: [Shape; 3] = [
     Shape {
         name: "4b",
         hidden: 2560,
@@ -38,6 +40,7 @@ const SHAPES: [Shape; 2] = [
         feed_forward: 10240,
         layers: 34,
         vocab: 262_144,
+        gemma: true,
     },
     Shape {
         name: "27b",
@@ -48,6 +51,18 @@ const SHAPES: [Shape; 2] = [
         feed_forward: 21504,
         layers: 62,
         vocab: 262_144,
+        gemma: true,
+    },
+    Shape {
+        name: "7b",
+        hidden: 3584,
+        heads: 28,
+        kv_heads: 4,
+        head_dim: 128,
+        feed_forward: 18944,
+        layers: 28,
+        vocab: 152_064,
+        gemma: false,
     },
 ];
 
@@ -80,6 +95,13 @@ impl Maker {
         let weight = self.weight(dtype, rows, cols);
         self.b.linear(x, weight, None).unwrap()
     }
+
+    fn biased(&mut self, x: ValueId, dtype: DType, rows: usize) -> ValueId {
+        let cols = self.b.width(x);
+        let weight = self.weight(dtype, rows, cols);
+        let bias = self.b.weight(Weight::from_f32("bias", 1, rows, &vec![0.1; rows])).unwrap();
+        self.b.linear(x, weight, Some(bias)).unwrap()
+    }
 }
 
 fn graph(shape: &Shape, dtype: DType, layers: usize) -> Graph {
@@ -90,23 +112,26 @@ fn graph(shape: &Shape, dtype: DType, layers: usize) -> Graph {
     let mut x = m.b.embed(head, 50.0).unwrap();
     for layer in 0..layers {
         let h = m.norm(x, shape.hidden);
-        let [q, k, v] =
-            [shape.heads, shape.kv_heads, shape.kv_heads].map(|heads| m.linear(h, dtype, heads * shape.head_dim));
-        let [q, k] = [q, k].map(|x| m.norm(x, shape.head_dim));
+        let [q, k, v] = [shape.heads, shape.kv_heads, shape.kv_heads].map(|heads| {
+            let rows = heads * shape.head_dim;
+            if shape.gemma { m.linear(h, dtype, rows) } else { m.biased(h, dtype, rows) }
+        });
+        let [q, k] = [q, k].map(|x| if shape.gemma { m.norm(x, shape.head_dim) } else { x });
         let [q, k] = [q, k].map(|x| m.b.rope(x, shape.head_dim, rope.clone()).unwrap());
-        let window = (layer % 6 != 5).then_some(1024);
+        let window = (shape.gemma && layer % 6 != 5).then_some(1024);
         let cache = m.b.cache(shape.kv_heads, shape.head_dim, window).unwrap();
         m.b.kv_write(cache, k, v).unwrap();
         let a = m.b.attention(cache, q, 0.0625, None).unwrap();
         let a = m.linear(a, dtype, shape.hidden);
-        let a = m.norm(a, shape.hidden);
+        let a = if shape.gemma { m.norm(a, shape.hidden) } else { a };
         x = m.b.add(x, a).unwrap();
         let h = m.norm(x, shape.hidden);
         let [gate, up] = [(); 2].map(|()| m.linear(h, dtype, shape.feed_forward));
-        let gate = m.b.activate(gate, Activation::GeluTanh).unwrap();
+        let kind = if shape.gemma { Activation::GeluTanh } else { Activation::Silu };
+        let gate = m.b.activate(gate, kind).unwrap();
         let h = m.b.mul(gate, up).unwrap();
         let h = m.linear(h, dtype, shape.hidden);
-        let h = m.norm(h, shape.hidden);
+        let h = if shape.gemma { m.norm(h, shape.hidden) } else { h };
         x = m.b.add(x, h).unwrap();
     }
     let x = m.b.select_outputs(x).unwrap();
@@ -116,7 +141,8 @@ fn graph(shape: &Shape, dtype: DType, layers: usize) -> Graph {
 }
 
 /// A step of so many sequences with one token each, or of one with all.
-fn run(execution: &mut Execution, rows: usize, prompt: bool, past: usize, blocks: usize) {
+/// Returns its seconds.
+fn run(execution: &mut Execution, rows: usize, prompt: bool, past: usize, blocks: usize) -> f64 {
     let groups = execution.graph().windows().len();
     let ids: Vec<u32> = (0..rows as u32).map(|i| i * 37 + 11).collect();
     let table = |sequence: usize| vec![(0..blocks).map(|i| (sequence * blocks + i) as u32).collect::<Vec<_>>(); groups];
@@ -129,8 +155,11 @@ fn run(execution: &mut Execution, rows: usize, prompt: bool, past: usize, blocks
     };
     let outputs: Vec<u32> = if prompt { vec![rows as u32 - 1] } else { (0..rows as u32).collect() };
     let step = Step { ids: &ids, positions: &positions, spans: &spans, outputs: &outputs };
+    let begin = Instant::now();
     let logits = execution.run(&step).expect("a step");
+    let seconds = begin.elapsed().as_secs_f64();
     assert!(logits.iter().all(|logit| logit.is_finite()), "logits are not finite");
+    seconds
 }
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -146,7 +175,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let layers = flag("--layers", true).map(|text| text.parse::<usize>()).transpose()?;
     let device = flag("--device", true).map(|text| text.parse::<usize>()).transpose()?;
     let (name, dtype) = (words.first().ok_or("a shape is missing")?, words.get(1).ok_or("a type is missing")?);
-    let shape = SHAPES.iter().find(|shape| shape.name == name).ok_or("unknown shape: 4b, 27b")?;
+    let shape = SHAPES.iter().find(|shape| shape.name == name).ok_or("unknown shape: 4b, 27b, 7b")?;
     let dtype = DType::all().find(|own| own.name().eq_ignore_ascii_case(dtype)).ok_or("unknown type")?;
     let layers = layers.unwrap_or(shape.layers);
 
@@ -187,15 +216,11 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let blocks = room.div_ceil(KV_BLOCK_TOKENS);
     for (rows, prompt) in asked {
         let past = if prompt { 0 } else { context };
-        (0..3).for_each(|_| run(&mut execution, rows, prompt, past, blocks));
+        for _ in 0..3 {
+            run(&mut execution, rows, prompt, past, blocks);
+        }
         vulkan.profile();
-        let mut times: Vec<f64> = (0..20)
-            .map(|_| {
-                let begin = Instant::now();
-                run(&mut execution, rows, prompt, past, blocks);
-                begin.elapsed().as_secs_f64()
-            })
-            .collect();
+        let mut times: Vec<f64> = (0..20).map(|_| run(&mut execution, rows, prompt, past, blocks)).collect();
         times.sort_by(f64::total_cmp);
         let (median, least, most) = (times[times.len() / 2], times[0], times[times.len() - 1]);
         println!(
@@ -208,7 +233,12 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             bytes / median / 1e9,
             100.0 * bytes / median / roof,
         );
-        for time in vulkan.profile() {
+        let kernels = vulkan.profile();
+        if profile {
+            let total: f64 = kernels.iter().map(|time| time.total_ns).sum();
+            println!("  {:>9.3} ms in kernels", total / 20.0 / 1e6);
+        }
+        for time in kernels {
             let each = time.total_ns / time.runs as f64 / 1e3;
             println!("  {each:>9.2} us x {:>6.1}  {}", time.runs as f64 / 20.0, time.kernel);
         }

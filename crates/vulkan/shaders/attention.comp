@@ -26,15 +26,14 @@ layout(constant_id = 8) const bool SPLIT = false;
 
 const uint BLOCK_TOKENS = 32;
 const uint WIDTH = gl_WorkGroupSize.x;
-// Two elements an invocation; groups of invocations take different keys.
-const uint PAIRS = HEAD_DIM / 2;
-const uint GROUPS = WIDTH / PAIRS > 0 ? WIDTH / PAIRS : 1;
-const uint PAIRS_EACH = (PAIRS + WIDTH - 1) / WIDTH;
+// Eight elements of a value an invocation; groups of invocations take different keys.
+const uint EIGHTS = HEAD_DIM / 8;
+const uint GROUPS = WIDTH / EIGHTS;
 
 layout(push_constant, std430) uniform Push {
     ReadF4 q;
     ReadU4 keys;
-    ReadU values;
+    ReadU4 values;
     WriteF result;
     // (first row, rows, token of the first row, where its block table begins)
     ReadU4 tiles;
@@ -53,7 +52,7 @@ layout(push_constant, std430) uniform Push {
 shared vec4 query[QUERIES * HEAD_DIM / 4];
 shared float weight[QUERIES * WIDTH];
 shared float most[QUERIES * 32];
-shared vec2 gathered[WIDTH];
+shared vec4 gathered[2 * WIDTH];
 
 float dot_key(uint i, vec4 low, vec4 high, uint d) {
     return dot(query[i * (HEAD_DIM / 4) + 2 * d], low) + dot(query[i * (HEAD_DIM / 4) + 2 * d + 1], high);
@@ -82,16 +81,13 @@ void main() {
     uint end = min(begin + share, first_chunk + chunks);
 
     float largest[QUERIES], sum[QUERIES];
-    vec2 acc[QUERIES * PAIRS_EACH];
+    vec4 acc[2 * QUERIES];
     [[unroll]] for (uint i = 0; i < QUERIES; ++i) {
         largest[i] = -1e30;
         sum[i] = 0.0;
-        [[unroll]] for (uint p = 0; p < PAIRS_EACH; ++p) {
-            acc[i * PAIRS_EACH + p] = vec2(0.0);
-        }
+        acc[2 * i] = acc[2 * i + 1] = vec4(0.0);
     }
-    uint group = GROUPS > 1 ? gl_LocalInvocationIndex / PAIRS : 0;
-    uint pair = GROUPS > 1 ? gl_LocalInvocationIndex % PAIRS : gl_LocalInvocationIndex;
+    uint group = gl_LocalInvocationIndex / EIGHTS, eight = gl_LocalInvocationIndex % EIGHTS;
     barrier();
 
     for (uint chunk = begin; chunk < end; ++chunk) {
@@ -144,9 +140,8 @@ void main() {
             float shrink = exp(largest[i] - top);
             largest[i] = top;
             sum[i] *= shrink;
-            [[unroll]] for (uint p = 0; p < PAIRS_EACH; ++p) {
-                acc[i * PAIRS_EACH + p] *= shrink;
-            }
+            acc[2 * i] *= shrink;
+            acc[2 * i + 1] *= shrink;
             // Not by the order of numbers, so that a score of NaN stays one.
             weight[i * WIDTH + gl_LocalInvocationIndex] = score[i] == -1e30 ? 0.0 : exp(score[i] - top);
         }
@@ -155,28 +150,25 @@ void main() {
         uint to = min(chunk * WIDTH + WIDTH - 1, last) - chunk * WIDTH;
         if (group < GROUPS) {
             for (uint t = from + group; t <= to; t += AHEAD * GROUPS) {
-                vec2 v[AHEAD * PAIRS_EACH];
+                uvec4 v[AHEAD], rest[AHEAD];
                 [[unroll]] for (uint u = 0; u < AHEAD; ++u) {
                     uint at = chunk * WIDTH + min(t + u * GROUPS, to);
                     uint block = tables.at[tile.w + at / BLOCK_TOKENS];
-                    uint base = ((block * kv_heads + kv_head) * BLOCK_TOKENS + at % BLOCK_TOKENS) * HEAD_DIM;
-                    [[unroll]] for (uint p = 0; p < PAIRS_EACH; ++p) {
-                        uint i = min(pair + p * WIDTH, PAIRS - 1);
-                        v[u * PAIRS_EACH + p] = HALVES
-                            ? unpackHalf2x16(values.at[base / 2 + i])
-                            : uintBitsToFloat(uvec2(values.at[base + 2 * i], values.at[base + 2 * i + 1]));
-                    }
+                    at = ((block * kv_heads + kv_head) * BLOCK_TOKENS + at % BLOCK_TOKENS) * EIGHTS + eight;
+                    v[u] = HALVES ? values.at[at] : values.at[2 * at];
+                    rest[u] = HALVES ? uvec4(0) : values.at[2 * at + 1];
                 }
                 [[unroll]] for (uint u = 0; u < AHEAD; ++u) {
                     bool there = t + u * GROUPS <= to;
+                    vec4 low = HALVES ? vec4(unpackHalf2x16(v[u].x), unpackHalf2x16(v[u].y)) : uintBitsToFloat(v[u]);
+                    vec4 high =
+                        HALVES ? vec4(unpackHalf2x16(v[u].z), unpackHalf2x16(v[u].w)) : uintBitsToFloat(rest[u]);
                     [[unroll]] for (uint i = 0; i < QUERIES; ++i) {
                         float w = there ? weight[i * WIDTH + min(t + u * GROUPS, to)] : 0.0;
                         sum[i] += w;
-                        [[unroll]] for (uint p = 0; p < PAIRS_EACH; ++p) {
-                            // A key that this query does not see is left out, for it may hold what is not finite.
-                            vec2 product = w * v[u * PAIRS_EACH + p];
-                            acc[i * PAIRS_EACH + p] += w == 0.0 ? vec2(0.0) : product;
-                        }
+                        // A key that this query does not see is left out, for it may hold what is not finite.
+                        acc[2 * i] += w == 0.0 ? vec4(0.0) : w * low;
+                        acc[2 * i + 1] += w == 0.0 ? vec4(0.0) : w * high;
                     }
                 }
             }
@@ -187,35 +179,34 @@ void main() {
     [[unroll]] for (uint i = 0; i < QUERIES; ++i) {
         uint row = i / TILE_HEADS, head = i % TILE_HEADS;
         bool there = row < tile.y && head < tile_heads;
-        [[unroll]] for (uint p = 0; p < PAIRS_EACH; ++p) {
-            vec2 total = acc[i * PAIRS_EACH + p];
+        barrier();
+        gathered[2 * gl_LocalInvocationIndex] = acc[2 * i];
+        gathered[2 * gl_LocalInvocationIndex + 1] = acc[2 * i + 1];
+        weight[gl_LocalInvocationIndex] = sum[i];
+        barrier();
+        if (there && group == 0) {
+            vec4 low = acc[2 * i], high = acc[2 * i + 1];
             float weights = sum[i];
-            if (GROUPS > 1) {
-                barrier();
-                gathered[gl_LocalInvocationIndex] = total;
-                weight[gl_LocalInvocationIndex] = weights;
-                barrier();
-                if (group == 0) {
-                    for (uint g = 1; g < GROUPS; ++g) {
-                        total += gathered[g * PAIRS + pair];
-                        weights += weight[g * PAIRS + pair];
-                    }
-                }
+            for (uint g = 1; g < GROUPS; ++g) {
+                low += gathered[2 * (g * EIGHTS + eight)];
+                high += gathered[2 * (g * EIGHTS + eight) + 1];
+                weights += weight[g * EIGHTS + eight];
             }
-            uint at = pair + p * WIDTH;
-            if (there && group == 0 && at < PAIRS) {
-                uint entry = (tile.x + row) * heads + first_head + head;
-                if (SPLIT) {
-                    uint base = (entry * splits + gl_WorkGroupID.z) * (HEAD_DIM + 2);
-                    partial.at[base + 2 * at] = total.x;
-                    partial.at[base + 2 * at + 1] = total.y;
-                    if (at == 0) {
-                        partial.at[base + HEAD_DIM] = largest[i];
-                        partial.at[base + HEAD_DIM + 1] = weights;
-                    }
-                } else {
-                    result.at[entry * HEAD_DIM + 2 * at] = total.x / weights;
-                    result.at[entry * HEAD_DIM + 2 * at + 1] = total.y / weights;
+            uint entry = (tile.x + row) * heads + first_head + head;
+            if (SPLIT) {
+                uint base = (entry * splits + gl_WorkGroupID.z) * (HEAD_DIM + 2);
+                [[unroll]] for (uint k = 0; k < 4; ++k) {
+                    partial.at[base + 8 * eight + k] = low[k];
+                    partial.at[base + 8 * eight + 4 + k] = high[k];
+                }
+                if (eight == 0) {
+                    partial.at[base + HEAD_DIM] = largest[i];
+                    partial.at[base + HEAD_DIM + 1] = weights;
+                }
+            } else {
+                [[unroll]] for (uint k = 0; k < 4; ++k) {
+                    result.at[entry * HEAD_DIM + 8 * eight + k] = low[k] / weights;
+                    result.at[entry * HEAD_DIM + 8 * eight + 4 + k] = high[k] / weights;
                 }
             }
         }

@@ -76,11 +76,6 @@ uint decode_bytes(uint codes) {
         | codebook[(codes >> 24) & 15] << 24;
 }
 
-float half_at(ReadU w, uint base, uint index) {
-    vec2 pair = unpackHalf2x16(w.at[base + index / 2]);
-    return (index & 1) == 0 ? pair.x : pair.y;
-}
-
 uint short_at(ReadU w, uint base, uint index) {
     return (w.at[base + index / 2] >> (16 * (index & 1))) & 0xffff;
 }
@@ -94,54 +89,59 @@ float e8m0(uint exponent) {
     return uintBitsToFloat(exponent < 2 ? 0x00200000u << exponent : (exponent - 1) << 23);
 }
 
-// Scales and addends of block `i`, block `b` of its row.
-void read_scales(ReadU w, Regions at, uint i, uint row, uint b, uint blocks_a_row, inout Block block) {
-    float s0 = 0.0, s1 = 0.0, m0 = 0.0, m1 = 0.0;
+// What is stored of the scales of block `i`, block `b` of its row: its bits of region S, and the words of D.
+uvec2 load_scales(ReadU w, Regions at, uint i, uint row, uint b, uint blocks_a_row) {
+    uvec2 raw = uvec2(0);
     if (S_BITS == 32) {
-        vec2 pair = unpackHalf2x16(w.at[at.s + i]);
-        s0 = s1 = pair.x;
-        m0 = m1 = pair.y;
-    } else if (HAS_PAIRS || HAS_SINGLES) {
-        uint super_block = row * (blocks_a_row / 8) + b / 8;
-        if (HAS_PAIRS) {
-            vec2 d = unpackHalf2x16(w.at[at.d + super_block]);
-            uint both = short_at(w, at.s, i);
-            if (TYPE == Q2_K) {
-                s0 = d.x * float(both & 15);
-                m0 = -d.y * float((both >> 4) & 15);
-                s1 = d.x * float((both >> 8) & 15);
-                m1 = -d.y * float(both >> 12);
-            } else {
-                s0 = s1 = d.x * float(both & 0xff);
-                m0 = m1 = -d.y * float(both >> 8);
-            }
-        } else {
-            float d = half_at(w, at.d, super_block);
-            if (TYPE == IQ4_XS) {
-                s0 = s1 = d * float(bitfieldExtract(int(byte_at(w, at.s, i)), 0, 8));
-            } else {
-                int both = int(short_at(w, at.s, i));
-                s0 = d * float(bitfieldExtract(both, 0, 8));
-                s1 = d * float(bitfieldExtract(both, 8, 8));
-                float offset = TYPE == Q6_K ? -32.0 : -4.0;
-                m0 = offset * s0;
-                m1 = offset * s1;
-            }
-        }
-    } else if (TYPE == MXFP4) {
-        s0 = s1 = e8m0(byte_at(w, at.s, i));
-    } else {
-        s0 = s1 = half_at(w, at.s, i);
-        if (TYPE == Q4_0) {
-            m0 = m1 = -8.0 * s0;
-        } else if (TYPE == Q5_0) {
-            m0 = m1 = -16.0 * s0;
-        }
+        raw.x = w.at[at.s + i];
+    } else if (S_BITS == 16) {
+        raw.x = short_at(w, at.s, i);
+    } else if (S_BITS == 8) {
+        raw.x = byte_at(w, at.s, i);
     }
-    block.scale[0] = s0;
-    block.scale[1] = s1;
-    block.addend[0] = m0;
-    block.addend[1] = m1;
+    if (HAS_PAIRS || HAS_SINGLES) {
+        uint super_block = row * (blocks_a_row / 8) + b / 8;
+        raw.y = HAS_PAIRS ? w.at[at.d + super_block] : short_at(w, at.d, super_block);
+    }
+    return raw;
+}
+
+// Scales and addends of both halves: (scale, scale, addend, addend).
+vec4 scales_of(uvec2 raw) {
+    int s = int(raw.x);
+    if (S_BITS == 32) {
+        return unpackHalf2x16(raw.x).xxyy;
+    }
+    if (HAS_PAIRS) {
+        vec2 d = unpackHalf2x16(raw.y);
+        if (TYPE == Q2_K) {
+            vec2 scale = vec2(bitfieldExtract(raw.x, 0, 4), bitfieldExtract(raw.x, 8, 4));
+            vec2 least = vec2(bitfieldExtract(raw.x, 4, 4), bitfieldExtract(raw.x, 12, 4));
+            return vec4(d.x * scale, -d.y * least);
+        }
+        return vec2(d.x * float(raw.x & 0xff), -d.y * float(raw.x >> 8)).xxyy;
+    }
+    if (HAS_SINGLES) {
+        float d = unpackHalf2x16(raw.y).x;
+        if (TYPE == IQ4_XS) {
+            return vec2(d * float(bitfieldExtract(s, 0, 8)), 0.0).xxyy;
+        }
+        vec2 scale = d * vec2(bitfieldExtract(s, 0, 8), bitfieldExtract(s, 8, 8));
+        return vec4(scale, (TYPE == Q6_K ? -32.0 : -4.0) * scale);
+    }
+    if (TYPE == MXFP4) {
+        return vec2(e8m0(raw.x), 0.0).xxyy;
+    }
+    float scale = unpackHalf2x16(raw.x).x;
+    return vec2(scale, TYPE == Q4_0 ? -8.0 * scale : TYPE == Q5_0 ? -16.0 * scale : 0.0).xxyy;
+}
+
+void read_scales(ReadU w, Regions at, uint i, uint row, uint b, uint blocks_a_row, inout Block block) {
+    vec4 scales = scales_of(load_scales(w, at, i, row, b, blocks_a_row));
+    block.scale[0] = scales.x;
+    block.scale[1] = scales.y;
+    block.addend[0] = scales.z;
+    block.addend[1] = scales.w;
 }
 
 // Byte `k` of word `j` is element `4 j + k`.

@@ -9,6 +9,8 @@
 #include "activation.glsl"
 #include "blocks.glsl"
 #include "product.glsl"
+#include "quantise.glsl"
+#include "reduce.glsl"
 
 layout(local_size_x_id = 1) in;
 
@@ -22,9 +24,28 @@ layout(constant_id = 9) const bool RAGGED = false;
 // Blocks of a row an invocation loads before it uses the first, so that memory has enough to do.
 layout(constant_id = 10) const uint AHEAD = 1;
 
-const uint WEIGHTS = EPILOGUE == GATED ? 2 : 1;
+// Each workgroup makes the row itself, as `prepare.comp` does: x, or x + y, or x + norm(y) * w1; its norm, times w2; bytes.
+// There are as many rows as COLUMNS then, and no residual; y, w1 and the sum stand where biases would.
+layout(constant_id = 11) const bool PROLOGUE = false;
+layout(constant_id = 12) const uint ADDEND = 0;
+const uint NOTHING = 0, PLAIN = 1, NORMED = 2;
+layout(constant_id = 13) const bool KEEP_SUM = false;
+layout(constant_id = 14) const float EPS1 = 0.0;
+layout(constant_id = 15) const float EPS2 = 0.0;
+// Columns of the weights, where there is a prologue.
+layout(constant_id = 16) const uint WIDTH = 32;
+
+// The rows, in the order of memory.
+shared uvec4 row_bytes[PROLOGUE ? COLUMNS * WIDTH / 16 : 1];
+shared uvec2 row_scales[PROLOGUE ? COLUMNS * WIDTH / 32 : 1];
+// Words of four elements of a row that an invocation makes.
+const uint OWN = (WIDTH / 4 + gl_WorkGroupSize.x - 1) / gl_WorkGroupSize.x;
+
+const uint WEIGHTS = IS_GATED ? 2 : 1;
 
 float sums[WEIGHTS * ROWS * COLUMNS];
+// Where gate and up end in bytes: 32 rows of a workgroup, column by column.
+shared float joined[EPILOGUE == GATED_BYTES ? 32 * COLUMNS : 1];
 
 void add_block(uint base, uint blocks, ReadU w, Regions at, uint row, uint b) {
     uint i = row * blocks + b;
@@ -56,8 +77,17 @@ void add_block(uint base, uint blocks, ReadU w, Regions at, uint row, uint b) {
     [[unroll]] for (uint c = 0; c < COLUMNS; ++c) {
         uint group = min(c, count - 1) * blocks + b;
         if (INTEGER) {
-            uvec4 low = ReadU4(x).at[2 * group], high = ReadU4(x).at[2 * group + 1];
-            uvec2 scale = scales.at[group];
+            uvec4 low, high;
+            uvec2 scale;
+            if (PROLOGUE) {
+                low = row_bytes[2 * group];
+                high = row_bytes[2 * group + 1];
+                scale = row_scales[group];
+            } else {
+                low = ReadU4(x).at[2 * group];
+                high = ReadU4(x).at[2 * group + 1];
+                scale = scales.at[group];
+            }
             int first = 0, second = 0;
             [[unroll]] for (uint j = 0; j < 4; ++j) {
                 first += dotPacked4x8EXT(int(block.q[j]), int(low[j]));
@@ -81,17 +111,71 @@ void add_rows(uint blocks, uint part, Regions at, uint first, uint total, uint b
     [[unroll]] for (uint r = 0; r < ROWS; ++r) {
         uint row = min(first + r, total - 1);
         add_block(r * COLUMNS, blocks, weight[part], at, row, b);
-        if (EPILOGUE == GATED) {
+        if (IS_GATED) {
             add_block((ROWS + r) * COLUMNS, blocks, weight[1], at, row, b);
+        }
+    }
+}
+
+void make_row(uint c) {
+    vec4 s[OWN], w[OWN];
+    [[unroll]] for (uint e = 0; e < OWN; ++e) {
+        uint i = e * gl_WorkGroupSize.x + gl_LocalInvocationIndex;
+        bool inside = i < WIDTH / 4;
+        s[e] = inside ? x.at[c * (WIDTH / 4) + i] : vec4(0.0);
+        w[e] = inside ? ReadF4(residual).at[i] : vec4(0.0);
+    }
+    if (ADDEND != NOTHING) {
+        vec4 added[OWN];
+        float square = 0.0;
+        [[unroll]] for (uint e = 0; e < OWN; ++e) {
+            uint i = e * gl_WorkGroupSize.x + gl_LocalInvocationIndex;
+            bool inside = i < WIDTH / 4;
+            added[e] = inside ? ReadF4(bias[0]).at[c * (WIDTH / 4) + i] : vec4(0.0);
+            square += dot(added[e], added[e]);
+            if (ADDEND == NORMED) {
+                added[e] *= inside ? ReadF4(bias[1]).at[i] : vec4(0.0);
+            }
+        }
+        float scale = ADDEND == NORMED ? 1.0 / sqrt(workgroup_sum(square) / float(WIDTH) + EPS1) : 1.0;
+        [[unroll]] for (uint e = 0; e < OWN; ++e) {
+            uint i = e * gl_WorkGroupSize.x + gl_LocalInvocationIndex;
+            s[e] += added[e] * scale;
+            if (KEEP_SUM && gl_WorkGroupID.x == 0 && i < WIDTH / 4) {
+                WriteF4(bias[2]).at[c * (WIDTH / 4) + i] = s[e];
+            }
+        }
+    }
+    float square = 0.0;
+    [[unroll]] for (uint e = 0; e < OWN; ++e) {
+        square += dot(s[e], s[e]);
+    }
+    float scale = 1.0 / sqrt(workgroup_sum(square) / float(WIDTH) + EPS2);
+    [[unroll]] for (uint e = 0; e < OWN; ++e) {
+        uint i = e * gl_WorkGroupSize.x + gl_LocalInvocationIndex;
+        // Whole groups of eight invocations are inside the row or outside.
+        if (i < WIDTH / 4) {
+            uint at = c * (WIDTH / 4) + i;
+            uvec2 rounded;
+            row_bytes[at / 4][at % 4] = round_word(s[e] * (scale * w[e]), rounded);
+            if (at % 8 == 0) {
+                row_scales[at / 8] = rounded;
+            }
         }
     }
 }
 
 void main() {
     fill_codebook();
+    if (PROLOGUE) {
+        [[unroll]] for (uint c = 0; c < COLUMNS; ++c) {
+            make_row(c);
+        }
+        barrier();
+    }
     uint group = gl_WorkGroupID.x * gl_NumSubgroups + gl_SubgroupID;
     uint part = 0;
-    if (EPILOGUE != GATED) {
+    if (!IS_GATED) {
         [[unroll]] for (uint p = 0; p + 1 < PARTS; ++p) {
             uint groups = (rows[p] + ROWS - 1) / ROWS;
             if (part == p && group >= groups) {
@@ -122,15 +206,30 @@ void main() {
     [[unroll]] for (uint r = 0; r < ROWS; ++r) {
         [[unroll]] for (uint c = 0; c < COLUMNS; ++c) {
             float sum = subgroupAdd(sums[r * COLUMNS + c]);
-            float up = EPILOGUE == GATED ? subgroupAdd(sums[((WEIGHTS - 1) * ROWS + r) * COLUMNS + c]) : 0.0;
+            float up = IS_GATED ? subgroupAdd(sums[((WEIGHTS - 1) * ROWS + r) * COLUMNS + c]) : 0.0;
             bool mine = (r * COLUMNS + c) % gl_SubgroupSize == gl_SubgroupInvocationID;
-            if (mine && first + r < total && c < count) {
-                if (EPILOGUE == GATED) {
+            if (mine && EPILOGUE == GATED_BYTES) {
+                joined[c * 32 + gl_SubgroupID * ROWS + r] = gated(first + r, sum, up);
+            } else if (mine && first + r < total && c < count) {
+                if (IS_GATED) {
                     store_gated(first + r, c, sum, up);
                 } else {
                     store(part, first + r, c, sum);
                 }
             }
+        }
+    }
+    if (EPILOGUE == GATED_BYTES) {
+        barrier();
+        // Eight invocations a group of 32.
+        uint c = gl_LocalInvocationIndex / 8, word = gl_LocalInvocationIndex % 8;
+        if (c < COLUMNS && c < count) {
+            vec4 v;
+            [[unroll]] for (uint k = 0; k < 4; ++k) {
+                v[k] = joined[c * 32 + 4 * word + k];
+            }
+            uint at = c * (rows[0] / 4) + gl_WorkGroupID.x * 8 + word;
+            store_word(WriteU(result[0]), WriteU2(result[1]), at, v);
         }
     }
 }

@@ -12,3 +12,4 @@ layout(buffer_reference, std430, buffer_reference_align = 16) readonly restrict 
 layout(buffer_reference, std430, buffer_reference_align = 4) buffer WriteU { uint at[]; };
 layout(buffer_reference, std430, buffer_reference_align = 8) buffer WriteU2 { uvec2 at[]; };
 layout(buffer_reference, std430, buffer_reference_align = 4) buffer WriteF { float at[]; };
+layout(buffer_reference, std430, buffer_reference_align = 16) buffer WriteF4 { vec4 at[]; };

@@ -139,8 +139,8 @@ void main() {
             }
             if ((FORMS & HALVES) != 0) {
                 vec4 v = s[e] * factor;
-                quants.at[(base + 4 * word) / 2] = packHalf2x16(v.xy);
-                quants.at[(base + 4 * word) / 2 + 1] = packHalf2x16(v.zw);
+                // In the order of `halves.glsl`.
+                WriteU2(quants).at[base / 4 + word] = uvec2(packHalf2x16(v.xz), packHalf2x16(v.yw));
             }
         }
     }

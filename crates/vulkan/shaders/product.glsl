@@ -4,7 +4,8 @@ layout(constant_id = 2) const uint PARTS = 1;
 layout(constant_id = 3) const bool BIAS = false;
 // What becomes of a sum.
 layout(constant_id = 4) const uint EPILOGUE = 0;
-const uint STORE = 0, RESIDUAL = 1, GATED = 2;
+const uint STORE = 0, RESIDUAL = 1, GATED = 2, GATED_BYTES = 3;
+const bool IS_GATED = EPILOGUE >= GATED;
 // The activation of the gate.
 layout(constant_id = 5) const uint KIND = 0;
 
@@ -36,10 +37,14 @@ void store(uint part, uint row, uint c, float sum) {
     result[part].at[at] = sum;
 }
 
-void store_gated(uint row, uint c, float gate, float up) {
+float gated(uint row, float gate, float up) {
     if (BIAS) {
         gate += bias[0].at[row];
         up += bias[1].at[row];
     }
-    result[0].at[c * rows[0] + row] = activate(KIND, gate) * up;
+    return activate(KIND, gate) * up;
+}
+
+void store_gated(uint row, uint c, float gate, float up) {
+    result[0].at[c * rows[0] + row] = gated(row, gate, up);
 }

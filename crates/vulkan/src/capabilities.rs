@@ -41,6 +41,13 @@ pub struct MatrixShape {
     pub k: u32,
 }
 
+impl MatrixShape {
+    /// Whether all sides are 16, as some kernels want it.
+    pub(crate) fn is_square(self) -> bool {
+        (self.m, self.n, self.k) == (16, 16, 16)
+    }
+}
+
 /// A device as it describes itself.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Capabilities {

@@ -49,6 +49,7 @@ struct ProgramMemory {
     caches: Vec<Option<[Place; 2]>>,
     quants: Place,
     scales: Place,
+    made: Place,
     partial: Place,
     layout: InboxLayout,
     lists: Vec<TileList>,
@@ -175,11 +176,25 @@ impl<'a, 'b> Compiler<'a, 'b> {
         let context = &self.vulkan.context;
         let room = Room::of(context, self.share);
         let mut slabs = Slabs::new(context, Want::Device, room.places());
-        let Room { slots, caches, quants, scales, partial, lists, layout, host_values, out_values, inbox, outbox } = room;
+        let Room {
+            slots,
+            caches,
+            quants,
+            scales,
+            made,
+            partial,
+            lists,
+            layout,
+            host_values,
+            out_values,
+            inbox,
+            outbox,
+        } = room;
         let slots = slots.iter().map(|bytes| slabs.take(*bytes)).collect::<Result<_, _>>()?;
         let mut cache = |bytes| Ok::<_, VulkanError>([slabs.take(bytes)?, slabs.take(bytes)?]);
         let caches = caches.into_iter().map(|bytes| bytes.map(&mut cache).transpose()).collect::<Result<_, _>>()?;
-        let (quants, scales, partial) = (slabs.take(quants)?, slabs.take(scales)?, slabs.take(partial)?);
+        let (quants, scales) = (slabs.take(quants)?, slabs.take(scales)?);
+        let (made, partial) = (slabs.take(made)?, slabs.take(partial)?);
         // What nobody has written yet reads as zeros, the same in every run.
         context.run_once(|commands| {
             for slab in &slabs.buffers {
@@ -200,6 +215,7 @@ impl<'a, 'b> Compiler<'a, 'b> {
             caches,
             quants,
             scales,
+            made,
             partial,
             layout,
             lists,
@@ -239,7 +255,14 @@ impl<'a, 'b> Compiler<'a, 'b> {
         for group in &self.groups[index] {
             match &group.kind {
                 Kind::Product(product) => operations.push(self.product(product, memory)),
-                Kind::Heads(heads) => operations.push(self.heads(heads, memory)),
+                Kind::Heads(heads) => {
+                    let own = self.heads(heads, memory);
+                    let attention = heads.attention.map(|at| self.one(&graph.nodes()[at], memory));
+                    operations.push(match attention {
+                        Some(Operation::Attention(attention)) => Operation::Attend(own, attention),
+                        _ => Operation::Heads(own),
+                    });
+                }
                 Kind::One => {
                     let node = &graph.nodes()[group.nodes.start];
                     if let (Op::Embed { table, scale }, Some(out)) = (&node.op, node.output) {
@@ -296,7 +319,7 @@ impl<'a, 'b> Compiler<'a, 'b> {
         })
     }
 
-    fn heads(&self, heads: &fuse::Heads, memory: &ProgramMemory) -> Operation {
+    fn heads(&self, heads: &fuse::Heads, memory: &ProgramMemory) -> HeadsAt {
         let cache = heads.cache.map(|id| {
             let places = memory.caches[id.index()].expect("a cache that is written lies here");
             (self.share.graph.cache(id), places)
@@ -319,14 +342,14 @@ impl<'a, 'b> Compiler<'a, 'b> {
                 cache_bytes,
             }
         };
-        Operation::Heads(HeadsAt {
+        HeadsAt {
             parts: heads.parts.iter().map(part).collect(),
             head_dim: heads.head_dim as u32,
             rope: heads.rope.map(|at| self.rope(at)),
             eps: heads.eps,
             group: cache.map_or(0, |(cache, _)| cache.group),
             halves: self.share.kv.dtype == KvType::F16,
-        })
+        }
     }
 
     fn rope(&self, node: usize) -> RopeAt {
@@ -403,6 +426,7 @@ impl<'a, 'b> Compiler<'a, 'b> {
             tables: base + memory.layout.tables,
             quants: memory.quants.address,
             scales: memory.scales.address,
+            made: memory.made.address,
             partial: memory.partial.address,
         };
         let graph = self.share.graph;

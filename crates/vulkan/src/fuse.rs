@@ -97,6 +97,8 @@ pub(crate) struct Heads {
     /// The node whose rope table all parts that turn share.
     pub(crate) rope: Option<usize>,
     pub(crate) eps: f32,
+    /// The node after them: attention of these queries, which nobody else reads.
+    pub(crate) attention: Option<usize>,
 }
 
 /// One of queries, keys and values.
@@ -272,12 +274,24 @@ impl Fuser<'_> {
         let mut last = end;
         // The longest run that makes sense; a single norm is left to the kernel of norms.
         while last > at {
-            if let Some(heads) = self.parse_heads(at..last) {
-                return Some((Kind::Heads(heads), last));
+            if let Some(mut heads) = self.parse_heads(at..last) {
+                heads.attention = self.attention_of(&heads, last);
+                let end = heads.attention.map_or(last, |at| at + 1);
+                return Some((Kind::Heads(heads), end));
             }
             last -= 1;
         }
         None
+    }
+
+    /// Whether node `at` is attention of queries that only it reads, over keys and values that these heads end in.
+    fn attention_of(&self, heads: &Heads, at: usize) -> Option<usize> {
+        let Some(Op::Attention { cache, q, .. }) = self.op(at) else { return None };
+        let [queries, keys, values] = &heads.parts[..] else { return None };
+        let whole = (queries.target, keys.target, values.target) == (Target::Value(*q), Target::Keys, Target::Values)
+            && !values.turns
+            && values.norm.is_none();
+        (whole && heads.cache == Some(*cache) && self.is_inside(*q, at..at + 1)).then_some(at)
     }
 
     fn parse_heads(&self, nodes: Range<usize>) -> Option<Heads> {
@@ -371,6 +385,6 @@ impl Fuser<'_> {
             }
         }
         let parts = found.into_iter().map(|(part, _)| part).collect();
-        Some(Heads { parts, head_dim, cache, rope, eps: eps.unwrap_or(0.0) })
+        Some(Heads { parts, head_dim, cache, rope, eps: eps.unwrap_or(0.0), attention: None })
     }
 }

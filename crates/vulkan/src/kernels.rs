@@ -70,6 +70,7 @@ pub(crate) mod epilogue {
     pub(crate) const STORE: u32 = 0;
     pub(crate) const RESIDUAL: u32 = 1;
     pub(crate) const GATED: u32 = 2;
+    pub(crate) const GATED_BYTES: u32 = 3;
 }
 
 /// `prepare.comp`.
@@ -130,6 +131,27 @@ pub(crate) struct Attention {
     pub(crate) splits: u32,
     pub(crate) scale: f32,
     pub(crate) cap: f32,
+}
+
+/// `attend.comp`.
+#[repr(C)]
+#[derive(Clone, Copy, Default, Pod, Zeroable)]
+pub(crate) struct Attend {
+    pub(crate) source: [u64; 3],
+    pub(crate) weight: [u64; 2],
+    pub(crate) frequencies: u64,
+    pub(crate) positions: u64,
+    pub(crate) keys: u64,
+    pub(crate) values: u64,
+    pub(crate) tiles: u64,
+    pub(crate) tables: u64,
+    pub(crate) partial: u64,
+    pub(crate) result: u64,
+    pub(crate) scales: u64,
+    pub(crate) kv_heads: u32,
+    pub(crate) window: u32,
+    pub(crate) splits: u32,
+    pub(crate) padding: u32,
 }
 
 /// `merge.comp`.

@@ -106,6 +106,8 @@ pub(crate) enum Operation {
     Product(ProductAt),
     Heads(HeadsAt),
     Attention(AttentionAt),
+    /// Heads, and attention of their queries.
+    Attend(HeadsAt, AttentionAt),
     /// A norm over runs of `group` elements.
     Norm {
         x: Matrix,
@@ -146,6 +148,10 @@ impl Operation {
                 }
             }
             Operation::Heads(heads) => matrices.extend(heads.parts.iter_mut().map(|part| &mut part.source)),
+            Operation::Attend(heads, attention) => {
+                matrices.extend(heads.parts.iter_mut().map(|part| &mut part.source));
+                matrices.extend([&mut attention.q, &mut attention.out]);
+            }
             Operation::Attention(attention) => matrices.extend([&mut attention.q, &mut attention.out]),
             Operation::Norm { x, out, .. } | Operation::Select { x, out } => matrices.extend([x, out]),
             Operation::Element { a, b, out, .. } => {

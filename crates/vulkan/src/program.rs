@@ -135,8 +135,9 @@ impl VulkanProgram {
             bucket,
             addresses: &self.owned.addresses,
             list: Vec::new(),
+            made: None,
         };
-        self.stages[stage].operations.iter().for_each(|operation| lister.add(operation));
+        lister.add(&self.stages[stage].operations);
         let list = lister.list;
         let recording = Recording {
             context: &self.context,
@@ -218,13 +219,19 @@ impl VulkanProgram {
             bytes[at.at as usize..][..source.len() * 4].copy_from_slice(bytemuck::cast_slice(source));
         }
         for (table, scale, at) in &self.stages[stage].embeds {
-            let mut row = vec![0.0; table.cols];
-            let rows = bytes[at.at as usize..].chunks_exact_mut(table.cols * 4);
-            for (id, out) in step.ids.iter().zip(rows) {
-                table.decode_row(*id as usize, &mut row);
-                row.iter_mut().for_each(|value| *value *= scale);
-                out.copy_from_slice(bytemuck::cast_slice(&row));
-            }
+            let row_bytes = table.cols * 4;
+            let out = &mut bytes[at.at as usize..][..step.ids.len() * row_bytes];
+            let each = step.ids.len().div_ceil(threads_for(out.len())).max(1);
+            std::thread::scope(|scope| {
+                for (ids, out) in step.ids.chunks(each).zip(out.chunks_mut(each * row_bytes)) {
+                    let mut work = move || decode_rows(table, *scale, ids, out);
+                    if each < step.ids.len() {
+                        scope.spawn(work);
+                    } else {
+                        work();
+                    }
+                }
+            });
         }
         Ok(())
     }
@@ -236,7 +243,18 @@ impl VulkanProgram {
         for out in &self.stages[stage].outputs {
             let len = count(out.matrix.rows, step) * out.matrix.width as usize;
             let source = &bytes[out.outbox as usize..][..len * 4];
-            bytemuck::cast_slice_mut(&mut exchange.get_mut(out.value)[..len]).copy_from_slice(source);
+            let target: &mut [u8] = bytemuck::cast_slice_mut(&mut exchange.get_mut(out.value)[..len]);
+            let each = source.len().div_ceil(threads_for(source.len())).max(1);
+            std::thread::scope(|scope| {
+                for (source, target) in source.chunks(each).zip(target.chunks_mut(each)) {
+                    let mut work = move || target.copy_from_slice(source);
+                    if each < len * 4 {
+                        scope.spawn(work);
+                    } else {
+                        work();
+                    }
+                }
+            });
         }
         Ok(())
     }
@@ -274,6 +292,22 @@ impl Program for VulkanProgram {
     fn copy_block(&mut self, group: usize, from: u32, to: u32) -> Result<(), DeviceError> {
         self.copy(group, from, to).map_err(|error| error.for_plan(&self.name))
     }
+}
+
+/// Rows of a table, times a factor, as floats.
+fn decode_rows(table: &Weight, scale: f32, ids: &[u32], out: &mut [u8]) {
+    let mut row = vec![0.0; table.cols];
+    for (id, out) in ids.iter().zip(out.chunks_exact_mut(table.cols * 4)) {
+        table.decode_row(*id as usize, &mut row);
+        row.iter_mut().for_each(|value| *value *= scale);
+        out.copy_from_slice(bytemuck::cast_slice(&row));
+    }
+}
+
+/// Threads worth starting to write so many bytes.
+fn threads_for(bytes: usize) -> usize {
+    let there = std::thread::available_parallelism().map_or(1, usize::from);
+    (bytes >> 20).clamp(1, there.min(8))
 }
 
 fn count(rows: Rows, step: &Step<'_>) -> usize {

@@ -18,6 +18,8 @@ pub(crate) struct Room {
     /// Prepared inputs of products.
     pub(crate) quants: u64,
     pub(crate) scales: u64,
+    /// Inputs of products that the kernel before made.
+    pub(crate) made: u64,
     /// Shares of attention.
     pub(crate) partial: u64,
     pub(crate) lists: Vec<TileList>,
@@ -73,6 +75,7 @@ impl Room {
             caches,
             quants,
             scales,
+            made: made_bytes(share),
             partial: list::partial_bytes(&context.capabilities, head_dim),
             lists,
             layout,
@@ -86,7 +89,7 @@ impl Room {
     /// The places of the slabs, in order.
     pub(crate) fn places(&self) -> impl Iterator<Item = u64> + '_ {
         let caches = self.caches.iter().flatten().flat_map(|bytes| [*bytes; 2]);
-        self.slots.iter().copied().chain(caches).chain([self.quants, self.scales, self.partial])
+        self.slots.iter().copied().chain(caches).chain([self.quants, self.scales, self.made, self.partial])
     }
 }
 
@@ -133,9 +136,21 @@ fn prepared_bytes(share: &Share<'_>, halves: bool) -> (u64, u64) {
             let value = share.graph.value(x);
             let (rows, width) = (share.limits.rows(value.rows) as u64, value.width as u64);
             let few = rows.min(u64::from(list::GEMV_ROWS));
+            // Matrix units read rows by sixteens, and up to a power of two of them.
+            let rows = if rows <= 64 { rows.next_power_of_two().max(16) } else { rows };
             quants = u64::max(quants, few * width).max(if halves { rows * width * 2 } else { 0 });
             scales = u64::max(scales, few * width / 4).max(if halves { rows * 8 } else { 0 });
         }
     }
     (quants, scales)
+}
+
+/// Bytes of inputs of products that the kernel before made: quants, and behind those of the widest their scales.
+fn made_bytes(share: &Share<'_>) -> u64 {
+    let widths = nodes(share).filter_map(|node| match node.op {
+        Op::Linear { x, .. } => Some(share.graph.value(x).width as u64),
+        _ => None,
+    });
+    let rows = (share.limits.tokens as u64).min(u64::from(list::GEMV_ROWS));
+    rows * widths.max().unwrap_or(0) * 5 / 4 + 256
 }

@@ -33,6 +33,8 @@ shaders! {
     Gemv "gemv",
     /// Products with many rows, in floats.
     Gemm "gemm",
+    /// Products with some tens of rows, on matrix units.
+    GemmFew "gemm_few",
     /// Products with many rows, on matrix units.
     GemmMatrix "gemm_matrix",
     /// Norms, sums, and the forms that products read.
@@ -41,6 +43,8 @@ shaders! {
     Heads "heads",
     /// Attention.
     Attention "attention",
+    /// Attention of one row a sequence, with all between its products.
+    Attend "attend",
     /// Joins shares of attention.
     Merge "merge",
     /// Operations by element.

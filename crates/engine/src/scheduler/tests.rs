@@ -8,8 +8,8 @@ use std::{
 };
 
 use graph::{
-    Arithmetic, Device, DeviceError, Exchange, Graph, GraphBuilder, KV_BLOCK_TOKENS, Memory, NodeId,
-    PlanOptions, Program, Rates, Share, ValueId, Weight,
+    Arithmetic, Device, DeviceError, Exchange, Graph, GraphBuilder, KV_BLOCK_TOKENS, Memory, NodeId, PlanOptions,
+    Program, Rates, Share, ValueId, Weight,
 };
 use rand_pcg::{
     Pcg64,

@@ -94,3 +94,43 @@ pub fn whole_layer(device: &dyn Device) {
         compare(device, m.finish(x), dtype, &[&[(0, 35)], &[(0, 1), (1, 17)], &[(0, 1), (1, 1)]]);
     }
 }
+
+/// Token by token what stands between products: norms of heads, rotation, the cache, and attention whose result is
+/// read by one product alone. (query heads, KV heads, elements of a head, window, cap, norms, pairs).
+pub fn decode(device: &dyn Device) {
+    let cases = [
+        (2, 1, 256, None, None, true, RopePairs::Halves),
+        (8, 4, 32, Some(40), None, false, RopePairs::Neighbours),
+        (7, 1, 128, None, Some(2.0), false, RopePairs::Halves),
+        (9, 3, 64, Some(100), None, true, RopePairs::Neighbours),
+        (4, 2, 80, None, None, true, RopePairs::Halves),
+        (16, 1, 64, None, None, false, RopePairs::Halves),
+    ];
+    for (heads, kv_heads, head_dim, window, softcap, norms, pairs) in cases {
+        let mut m = Maker::new(19);
+        let table = Arc::new(RopeTable::new(head_dim, 1e4, &RopeScaling::None, pairs).unwrap());
+        let [q, k, v] = [heads, kv_heads, kv_heads].map(|heads| m.input(heads * head_dim));
+        let [q, k] = [q, k].map(|x| {
+            let norm = m.vector(head_dim);
+            let x = if norms { m.b.rms_norm(x, Some(norm), head_dim, 1e-6, 0.0).unwrap() } else { x };
+            m.b.rope(x, head_dim, table.clone()).unwrap()
+        });
+        let cache = m.b.cache(kv_heads, head_dim, window).unwrap();
+        m.b.kv_write(cache, k, v).unwrap();
+        let a = m.b.attention(cache, q, 2.0 / (head_dim as f32).sqrt(), softcap).unwrap();
+        let w = m.weight(DType::Q8_0, 64, heads * head_dim / 32 * 32);
+        let y = m.b.linear(a, w, None).unwrap();
+        let steps: [&[(usize, usize)]; 9] = [
+            &[(0, 1)],
+            &[(0, 1)],
+            &[(0, 30), (1, 1)],
+            &[(0, 1), (1, 1)],
+            &[(0, 170)],
+            &[(1, 1), (0, 1)],
+            &[(0, 1)],
+            &[(2, 300)],
+            &[(0, 1), (1, 1), (2, 1)],
+        ];
+        compare(device, m.finish(y), DType::Q8_0, &steps);
+    }
+}

@@ -24,7 +24,7 @@ pub fn linear_types(device: &dyn Device) {
         let x = m.input(768);
         let w = m.weight(dtype, 40, 768);
         let y = m.b.linear(x, w, None).unwrap();
-        compare(device, m.finish(y), dtype, &[&[(0, 1)], &[(0, 37)], &[(0, 4)]]);
+        compare(device, m.finish(y), dtype, &[&[(0, 1)], &[(0, 37)], &[(0, 4)], &[(0, 70)], &[(0, 12)]]);
     }
 }
 
@@ -38,7 +38,7 @@ pub fn linear_shapes(device: &dyn Device) {
             let w = m.weight(dtype, rows, blocks * unit);
             let y = m.b.linear(x, w, None).unwrap();
             let tokens: Vec<[(usize, usize); 1]> =
-                [1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 65].iter().map(|n| [(0, *n)]).collect();
+                [1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 33, 64, 65, 130].iter().map(|n| [(0, *n)]).collect();
             compare(device, m.finish(y), dtype, &tokens.iter().map(|step| &step[..]).collect::<Vec<_>>());
         }
     }
@@ -51,7 +51,7 @@ pub fn linear_bias(device: &dyn Device) {
         let x = m.input(256);
         let (w, bias) = (m.weight(dtype, 24, 256), m.vector(24));
         let y = m.b.linear(x, w, Some(bias)).unwrap();
-        compare(device, m.finish(y), dtype, &[&[(0, 1)], &[(0, 20)]]);
+        compare(device, m.finish(y), dtype, &[&[(0, 1)], &[(0, 20)], &[(0, 7)], &[(0, 66)]]);
     }
 }
 
@@ -114,7 +114,7 @@ pub fn gated(device: &dyn Device) {
         let mut m = Maker::new(9);
         let x = m.input(256);
         let y = feed_forward(&mut m, x, 256, 512, dtype, Activation::GeluTanh);
-        compare(device, m.finish(y), dtype, &[&[(0, 1)], &[(0, 33)]]);
+        compare(device, m.finish(y), dtype, &[&[(0, 1)], &[(0, 33)], &[(0, 2)], &[(0, 9)], &[(0, 65)]]);
     }
 }
 

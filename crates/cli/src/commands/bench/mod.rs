@@ -99,7 +99,9 @@ impl BenchArgs {
         let interrupted = found.interrupted;
         if self.profile {
             match &engine.kernel_times()[..] {
-                [] => note("no kernel times: they are taken on a Vulkan device that has a clock, as by --device vulkan"),
+                [] => {
+                    note("no kernel times: they are taken on a Vulkan device that has a clock, as by --device vulkan")
+                }
                 times => eprint!("{}", kernel_table(times)),
             }
         }
