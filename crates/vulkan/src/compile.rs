@@ -14,6 +14,7 @@ use crate::{
     memory::{Buffer, Place, Slabs, Want, rounded},
     operation::{AfterAt, AttentionAt, HeadPartAt, HeadsAt, LinearAt, Matrix, NormAt, Operation, ProductAt, RopeAt},
     pack::{Format, Layout},
+    products,
     program::{CacheAt, HostValue, OutValue, StageProgram, VulkanProgram},
     upload::Uploader,
 };
@@ -36,7 +37,7 @@ fn prepared_bytes(graph: &Graph, limits: &graph::Limits, halves: bool) -> (u64, 
         if let Op::Linear { x, .. } = node.op {
             let value = graph.value(x);
             let (rows, width) = (limits.rows(value.rows) as u64, value.width as u64);
-            let few = rows.min(u64::from(list::GEMV_ROWS));
+            let few = rows.min(u64::from(products::GEMV_ROWS));
             // Matrix units read rows by sixteens, and up to a power of two of them.
             let rows = if rows <= 64 { rows.next_power_of_two().max(16) } else { rows };
             quants = u64::max(quants, few * width).max(if halves { rows * width * 2 } else { 0 });
@@ -52,7 +53,7 @@ fn made_bytes(graph: &Graph, limits: &graph::Limits) -> u64 {
         Op::Linear { x, .. } => Some(graph.value(x).width as u64),
         _ => None,
     });
-    let rows = (limits.tokens as u64).min(u64::from(list::GEMV_ROWS));
+    let rows = (limits.tokens as u64).min(u64::from(products::GEMV_ROWS));
     rows * widths.max().unwrap_or(0) * 5 / 4 + 256
 }
 
