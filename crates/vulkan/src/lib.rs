@@ -12,9 +12,11 @@
 //! ```
 //!
 //! Weights are packed once, when the share is compiled (module `pack`), with quants apart from scales. Products of
-//! quantised weights and few rows use integers, with activations rounded to 8 bits in groups of 32; with many rows they
-//! use matrix units where the device has them, halves summed in floats, and floats elsewhere. With
-//! [`graph::Arithmetic::F32`] all is floats. Kernels are chosen by [`Capabilities`] and by nothing else: each capability
+//! quantised weights and few rows use integers, with activations rounded to 8 bits in groups of 32; from some rows on they
+//! use matrix units where the device has them, halves summed in floats, and integers, then floats elsewhere (module
+//! `products`). With [`graph::Arithmetic::F32`] all is floats. In decoding, what lies between two products is one kernel or
+//! none: norms stand before the products that read them, rounding behind what makes the input, and heads, cache, attention
+//! and the join of its shares in `attend.comp`. Kernels are chosen by [`Capabilities`] and by nothing else: each capability
 //! with a fallback can be left unused, so that what one device runs can be tested on another.
 //!
 //! The loader is found at run time. A machine without Vulkan gets an error that says so, and the program needs no
@@ -44,6 +46,7 @@ mod memory;
 mod operation;
 mod pack;
 mod pipeline;
+mod products;
 mod profile;
 mod program;
 mod rates;

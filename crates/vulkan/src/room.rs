@@ -8,6 +8,7 @@ use crate::{
     inbox::{InboxLayout, TileList},
     list,
     memory::{self, rounded, slab_bytes},
+    products,
 };
 
 /// Sizes in bytes, in the order in which they are taken.
@@ -135,7 +136,7 @@ fn prepared_bytes(share: &Share<'_>, halves: bool) -> (u64, u64) {
         if let Op::Linear { x, .. } = node.op {
             let value = share.graph.value(x);
             let (rows, width) = (share.limits.rows(value.rows) as u64, value.width as u64);
-            let few = rows.min(u64::from(list::GEMV_ROWS));
+            let few = rows.min(u64::from(products::GEMV_ROWS));
             // Matrix units read rows by sixteens, and up to a power of two of them.
             let rows = if rows <= 64 { rows.next_power_of_two().max(16) } else { rows };
             quants = u64::max(quants, few * width).max(if halves { rows * width * 2 } else { 0 });
@@ -151,6 +152,6 @@ fn made_bytes(share: &Share<'_>) -> u64 {
         Op::Linear { x, .. } => Some(share.graph.value(x).width as u64),
         _ => None,
     });
-    let rows = (share.limits.tokens as u64).min(u64::from(list::GEMV_ROWS));
+    let rows = (share.limits.tokens as u64).min(u64::from(products::GEMV_ROWS));
     rows * widths.max().unwrap_or(0) * 5 / 4 + 256
 }

@@ -1,0 +1,472 @@
+//! What products become for a step of given size: which kernel, with what before and after it.
+
+use graph::Arithmetic;
+
+use crate::{
+    capabilities::Kind,
+    kernels::{self, Dispatch, elementwise, epilogue, form},
+    list::{Lister, bits, row_width, rows_of_groups},
+    operation::{AfterAt, LinearAt, Matrix, Operation, ProductAt},
+    pack::Format,
+    shaders::Shader,
+};
+
+/// Rows of activations up to which a product unpacks the weight in registers.
+pub(crate) const GEMV_ROWS: u32 = 16;
+
+/// Rows of activations up to which integers are faster than matrix units.
+const FEW_ROWS: u32 = 4;
+
+/// Rows of activations up to which workgroups prepare them themselves.
+const PROLOGUE_ROWS: u32 = 1;
+
+/// Subgroups of a workgroup that does.
+const PROLOGUE_SUBGROUPS: u32 = 16;
+
+/// What products read, and whether gate and up are to end in bytes.
+struct Input<'a> {
+    floats: Matrix,
+    /// What each workgroup does to the row itself, where that is no kernel of its own.
+    prologue: Option<&'a ProductAt>,
+    /// Where it lies in [`Addresses::made`].
+    made: Option<Matrix>,
+    bytes: bool,
+}
+
+/// How a product is computed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Method {
+    Gemv { integer: bool },
+    Gemm,
+    GemmFew,
+    GemmMatrix,
+}
+
+impl Method {
+    fn form(self) -> u32 {
+        match self {
+            Method::Gemv { integer: true } => form::BYTES,
+            Method::Gemv { integer: false } | Method::Gemm => form::FLOATS,
+            Method::GemmFew | Method::GemmMatrix => form::HALVES,
+        }
+    }
+}
+
+impl Lister<'_> {
+    fn method(&self, linear: &LinearAt, cols: u32, count: u32) -> Method {
+        let fast = self.arithmetic == Arithmetic::Fast;
+        let matrices = self
+            .capabilities
+            .cooperative_matrix
+            .filter(|_| fast && linear.format != Format::F32 && cols.is_multiple_of(32));
+        match matrices {
+            Some(shape) if count > FEW_ROWS && count <= 64 && shape.is_square() => Method::GemmFew,
+            Some(_) if count > GEMV_ROWS => Method::GemmMatrix,
+            _ if count <= GEMV_ROWS => {
+                Method::Gemv { integer: fast && self.capabilities.integer_dot && !linear.format.is_float() }
+            }
+            _ => Method::Gemm,
+        }
+    }
+
+    pub(crate) fn product(&mut self, product: &ProductAt, next: Option<&Operation>) {
+        let count = self.count(product.x.rows);
+        if count == 0 {
+            return;
+        }
+        let ready = self.made.take().filter(|made| *made == product.x);
+        let cols = product.input.width;
+        let methods: Vec<Method> = product.linears.iter().map(|linear| self.method(linear, cols, count)).collect();
+        let forms = methods.iter().fold(0, |forms, method| forms | method.form());
+        // The floats that products read: what was summed or given, unless a norm comes after.
+        let plain = product.sum.unwrap_or(product.x);
+        let floats = if product.norm.is_some() { product.input } else { plain };
+        let prologue = ready.is_none() && self.in_prologue(product, &methods, count);
+        if ready.is_none() && !prologue {
+            self.prepare(product, count, forms);
+        }
+        let bytes = match product.after {
+            AfterAt::Gated { out, .. } => ready.is_none() && self.wants_bytes(next, &out),
+            _ => false,
+        };
+
+        let mut done = vec![false; methods.len()];
+        for first in 0..methods.len() {
+            if done[first] {
+                continue;
+            }
+            let kind = (product.linears[first].format, methods[first], product.linears[first].bias.is_some());
+            let same: Vec<usize> = (first..methods.len())
+                .filter(|i| {
+                    let linear = &product.linears[*i];
+                    !done[*i] && (linear.format, methods[*i], linear.bias.is_some()) == kind
+                })
+                .take(3)
+                .collect();
+            same.iter().for_each(|i| done[*i] = true);
+            let parts: Vec<&LinearAt> = same.iter().map(|i| &product.linears[*i]).collect();
+            let input = Input { floats, prologue: prologue.then_some(product), made: ready, bytes };
+            self.linears(&parts, kind.1, &input, count, product.after);
+        }
+        if let AfterAt::Gated { kind, out } = product.after
+            && !(methods[0] == methods[1] && self.gates(&product.linears, methods[0]))
+        {
+            let (gate, up) = (product.linears[0].out, product.linears[1].out);
+            self.element(elementwise::GATED, kernels::activation(kind), 0.0, &gate, Some(up), &out);
+        }
+    }
+
+    /// Whether the row is summed, normed and rounded by each workgroup of the products: of one kernel that is, whose
+    /// workgroups are few enough, and with the fields that biases leave free where there is a sum.
+    fn in_prologue(&self, product: &ProductAt, methods: &[Method], count: u32) -> bool {
+        let first = &product.linears[0];
+        let alike = |linear: &LinearAt| (linear.format, linear.bias.is_some()) == (first.format, first.bias.is_some());
+        let rows: u32 = product.linears.iter().map(|linear| linear.out.width).sum();
+        let width = product.input.width;
+        // Of gate and up together a workgroup has 64 rows, otherwise one a subgroup.
+        let groups = if matches!(product.after, AfterAt::Gated { .. }) { rows / 64 } else { rows / PROLOGUE_SUBGROUPS };
+        // What they read of the row, the other, and two norms.
+        let traffic = u64::from(groups) * u64::from(width * count) * 16;
+        product.norm.is_some()
+            && count <= PROLOGUE_ROWS
+            && width.is_multiple_of(32)
+            && !product.input_is_read
+            && product.linears.len() <= 3
+            && product.linears.iter().all(alike)
+            && methods.iter().all(|method| *method == Method::Gemv { integer: true })
+            && (first.bias.is_none() || product.addend.is_none())
+            && matches!(product.after, AfterAt::Nothing | AfterAt::Gated { .. })
+            && traffic < 32_000_000
+            && width * count * 5 / 4 <= self.capabilities.shared_bytes / 2
+            && self.capabilities.workgroup >= PROLOGUE_SUBGROUPS * self.capabilities.subgroup
+    }
+
+    /// Whether gate and up are one kernel that applies the activation.
+    fn gates(&self, linears: &[LinearAt], method: Method) -> bool {
+        let together = match method {
+            Method::Gemv { .. } => self.count(linears[0].out.rows) <= 8,
+            Method::GemmFew => true,
+            Method::Gemm | Method::GemmMatrix => false,
+        };
+        together
+            && linears.len() == 2
+            && linears[0].format == linears[1].format
+            && linears[0].bias.is_some() == linears[1].bias.is_some()
+    }
+
+    fn prepare(&mut self, product: &ProductAt, count: u32, forms: u32) {
+        let width = product.input.width;
+        let mut write = forms & (form::BYTES | form::HALVES);
+        if product.norm.is_some() && (forms & form::FLOATS != 0 || product.input_is_read) {
+            write |= form::FLOATS;
+        }
+        if write == 0 && product.addend.is_none() {
+            return;
+        }
+        let addend = match product.addend {
+            None => 0,
+            Some((_, None)) => 1,
+            Some((_, Some(_))) => 2,
+        };
+        let (y, first) = product.addend.map_or((None, None), |(y, norm)| (Some(y), norm));
+        let push = kernels::Prepare {
+            x: product.x.address,
+            y: y.map_or(0, |y| y.address),
+            w1: first.map_or(0, |norm| norm.weight),
+            w2: product.norm.map_or(0, |norm| norm.weight),
+            sum: product.sum.map_or(0, |sum| sum.address),
+            floats: product.input.address,
+            quants: self.addresses.quants,
+            scales: self.addresses.scales,
+            width,
+            eps1: first.map_or(0.0, |norm| norm.eps),
+            eps2: product.norm.map_or(0.0, |norm| norm.eps),
+            rows: count,
+        };
+        let (invocations, each) = row_width(width, self.capabilities);
+        let constants = vec![
+            (0, invocations),
+            (1, addend),
+            (2, bits(product.sum.is_some())),
+            (3, bits(product.norm.is_some())),
+            (4, write),
+            (5, each),
+            (6, bits(!width.is_multiple_of(4))),
+        ];
+        let mut dispatch = Dispatch::new(Shader::Prepare, constants, &push, rows_of_groups(count));
+        if write & form::BYTES != 0 {
+            let bytes = u64::from(count) * u64::from(width);
+            dispatch.writes.push(self.addresses.quants..self.addresses.quants + bytes);
+            dispatch.writes.push(self.addresses.scales..self.addresses.scales + bytes / 4);
+        }
+        if write & form::HALVES != 0 {
+            let bytes = u64::from(count) * u64::from(width) * 2;
+            dispatch.writes.push(self.addresses.quants..self.addresses.quants + bytes);
+            dispatch.writes.push(self.addresses.scales..self.addresses.scales + u64::from(count) * 8);
+        }
+        dispatch.label = format!("prepare {width}");
+        let mut reads = vec![&product.x];
+        reads.extend(y.as_ref());
+        let mut writes = Vec::new();
+        writes.extend(product.sum.as_ref());
+        if write & form::FLOATS != 0 {
+            writes.push(&product.input);
+        }
+        self.push(dispatch, &reads, &writes);
+    }
+
+    /// Up to three products of one format and method, side by side.
+    fn linears(&mut self, parts: &[&LinearAt], method: Method, input: &Input<'_>, count: u32, after: AfterAt) {
+        let floats = &input.floats;
+        let cols = floats.width;
+        let prepared = match &input.made {
+            Some(made) => self.made(made),
+            None => (self.addresses.quants, self.addresses.scales),
+        };
+        let gated = match after {
+            AfterAt::Gated { kind, out } if parts.len() == 2 => {
+                let both: Vec<LinearAt> = parts.iter().map(|part| **part).collect();
+                self.gates(&both, method).then_some((kind, out))
+            }
+            _ => None,
+        };
+        let residual = match after {
+            AfterAt::Residual { residual, out } => Some((residual, out)),
+            _ => None,
+        };
+        let mut push = kernels::Product {
+            x: if method.form() == form::FLOATS { floats.address } else { prepared.0 },
+            scales: prepared.1,
+            residual: residual.map_or(0, |(residual, _)| residual.address),
+            cols,
+            count,
+            ..Default::default()
+        };
+        let (addend, first_norm) = match input.prologue.and_then(|product| product.addend) {
+            None => (None, None),
+            Some((y, norm)) => (Some(y), norm),
+        };
+        if let Some(product) = input.prologue {
+            push.x = product.x.address;
+            push.residual = product.norm.map_or(0, |norm| norm.weight);
+        }
+        let mut outs: Vec<Matrix> = Vec::new();
+        for (i, part) in parts.iter().enumerate() {
+            let out = residual.map(|(_, out)| out).or(gated.map(|(_, out)| out)).unwrap_or(part.out);
+            push.weight[i] = part.weight;
+            push.result[i] = out.address;
+            push.bias[i] = part.bias.unwrap_or(0);
+            push.rows[i] = part.out.width;
+            outs.push(out);
+        }
+        let bytes = gated.filter(|_| input.bytes && self.gates_to_bytes(method, &push)).map(|(_, out)| out);
+        if let Some(out) = bytes {
+            (push.result[0], push.result[1]) = self.made(&out);
+        }
+        let what = if bytes.is_some() {
+            epilogue::GATED_BYTES
+        } else if gated.is_some() {
+            epilogue::GATED
+        } else if residual.is_some() {
+            epilogue::RESIDUAL
+        } else {
+            epilogue::STORE
+        };
+        let mut constants = vec![
+            (0, parts[0].format as u32),
+            (2, parts.len() as u32),
+            (3, bits(parts[0].bias.is_some())),
+            (4, what),
+            (5, gated.map_or(0, |(kind, _)| kernels::activation(kind))),
+        ];
+        if let Some(product) = input.prologue {
+            if let Some(y) = &addend {
+                let sum = product.sum.map_or(0, |sum| sum.address);
+                push.bias = [y.address, first_norm.map_or(0, |norm| norm.weight), sum];
+            }
+            constants.extend([
+                (11, 1),
+                (12, bits(addend.is_some()) + bits(first_norm.is_some())),
+                (13, bits(product.sum.is_some())),
+                (14, first_norm.map_or(0.0, |norm| norm.eps).to_bits()),
+                (15, product.norm.map_or(0.0, |norm| norm.eps).to_bits()),
+                (16, cols),
+            ]);
+        }
+        let mut dispatch = self.product_dispatch(method, constants, &push, parts.len(), what);
+        let rows: u64 = push.rows.iter().map(|rows| u64::from(*rows)).sum();
+        dispatch.work = 2 * rows * u64::from(cols) * u64::from(count);
+        dispatch.label = format!("{} {:?} {rows}x{cols} by {count}", dispatch.label, parts[0].format);
+        let mut reads: Vec<&Matrix> = residual.iter().map(|(residual, _)| residual).collect();
+        if let Some(product) = input.prologue {
+            reads.push(&product.x);
+            reads.extend(&addend);
+            dispatch.writes.extend(product.sum.iter().map(|sum| self.range(sum)));
+        } else if method.form() == form::FLOATS {
+            reads.push(floats);
+        } else {
+            let scale = if method.form() == form::HALVES { 2 } else { 1 };
+            let read = u64::from(count) * u64::from(cols) * scale;
+            dispatch.reads.push(prepared.0..prepared.0 + read);
+            dispatch.reads.push(prepared.1..prepared.1 + read / 4);
+        }
+        if let Some(out) = bytes {
+            dispatch.writes.extend(self.made_ranges(&out));
+            self.made = Some(out);
+            self.push(dispatch, &reads, &[]);
+        } else {
+            self.push(dispatch, &reads, &outs.iter().collect::<Vec<_>>());
+        }
+    }
+
+    /// Whether gate and up can end in bytes: a workgroup has whole groups of 32 rows.
+    fn gates_to_bytes(&self, method: Method, push: &kernels::Product) -> bool {
+        method == Method::Gemv { integer: true }
+            && push.count <= FEW_ROWS
+            && push.rows[0].is_multiple_of(32)
+            && self.capabilities.workgroup >= PROLOGUE_SUBGROUPS * self.capabilities.subgroup
+    }
+
+    fn product_dispatch(
+        &self,
+        method: Method,
+        mut constants: Vec<(u32, u32)>,
+        push: &kernels::Product,
+        parts: usize,
+        what: u32,
+    ) -> Dispatch {
+        let gated = what >= epilogue::GATED;
+        let tiles = |size: u32| push.rows[..parts].iter().map(|rows| rows.div_ceil(size)).sum::<u32>();
+        let ragged = bits(!push.cols.is_multiple_of(32));
+        match method {
+            Method::Gemv { integer } => {
+                let columns = [1, 2, 3, 4, 6, 8, 12, 16].into_iter().find(|n| *n >= push.count).unwrap_or(GEMV_ROWS);
+                let (rows, ahead) = self.gemv_rows(push, parts, gated, columns);
+                // Whole groups of 32 rows, where they are rounded together.
+                let to_bytes = what == epilogue::GATED_BYTES;
+                let prologue = constants.iter().any(|(id, _)| *id == 11);
+                let (rows, ahead) = if to_bytes { (32 / PROLOGUE_SUBGROUPS, 1) } else { (rows, ahead) };
+                let subgroups = if to_bytes || prologue { PROLOGUE_SUBGROUPS } else { 4 };
+                let invocations = subgroups * self.capabilities.subgroup;
+                let groups = if gated { push.rows[0].div_ceil(rows) } else { tiles(rows) };
+                constants.extend([
+                    (1, invocations),
+                    (6, rows),
+                    (7, columns),
+                    (8, bits(integer)),
+                    (9, ragged),
+                    (10, ahead),
+                ]);
+                Dispatch::new(Shader::Gemv, constants, push, [groups.div_ceil(subgroups), 1, 1])
+            }
+            Method::Gemm => {
+                constants.push((9, ragged));
+                Dispatch::new(Shader::Gemm, constants, push, [tiles(64), push.count.div_ceil(64), 1])
+            }
+            Method::GemmFew => self.gemm_few(constants, push, parts, gated),
+            Method::GemmMatrix => self.gemm_matrix(constants, push, parts),
+        }
+    }
+
+    fn gemm_few(&self, mut constants: Vec<(u32, u32)>, push: &kernels::Product, parts: usize, gated: bool) -> Dispatch {
+        let matrices = |tiles: u32| -> u32 {
+            let parts = if gated { 1 } else { parts };
+            push.rows[..parts].iter().map(|rows| rows.div_ceil(16 * tiles)).sum()
+        };
+        let columns = push.count.div_ceil(16).next_power_of_two();
+        let blocks = push.cols / 32;
+        let step = [2, 1].into_iter().find(|step| blocks.is_multiple_of(*step)).unwrap_or(1);
+        let tiles = if !gated && matrices(4) >= 1000 {
+            4
+        } else if matrices(2) >= 80 {
+            2
+        } else {
+            1
+        };
+        // As many as shared memory has room for: of each, a matrix of the weight and those of the activations.
+        let subgroups = 8 / columns.div_ceil(2);
+        constants.extend([
+            (1, subgroups * self.capabilities.subgroup),
+            (6, tiles),
+            (7, columns),
+            (8, subgroups),
+            (10, step),
+        ]);
+        Dispatch::new(Shader::GemmFew, constants, push, [matrices(tiles), 1, 1])
+    }
+
+    fn gemm_matrix(&self, mut constants: Vec<(u32, u32)>, push: &kernels::Product, parts: usize) -> Dispatch {
+        let shape = self.capabilities.cooperative_matrix.expect("the method was chosen for it");
+        let tiles = |size: u32| push.rows[..parts].iter().map(|rows| rows.div_ceil(size)).sum::<u32>();
+        let groups = |m: u32, n: u32| [push.count.div_ceil(n), tiles(m), 1];
+        let enough = match self.capabilities.kind {
+            Kind::Discrete | Kind::Virtual => 64,
+            Kind::Integrated => 12,
+            Kind::Software => 1,
+        };
+        // Larger shares of a subgroup read less of shared memory, and take longer to store.
+        let share = if push.cols >= 3072 { 64 } else { 32 };
+        let sizes = [(128, 128, 64, share), (128, 64, 32, 32), (64, 64, 32, 32)];
+        let fills = |(m, n, ..): &(u32, u32, u32, u32)| groups(*m, *n).iter().product::<u32>() >= enough;
+        let (m, n, warp_m, warp_n) = sizes.into_iter().find(fills).unwrap_or(sizes[2]);
+        constants.extend([
+            (1, (m / warp_m) * (n / warp_n) * self.capabilities.subgroup),
+            (6, m),
+            (7, n),
+            (8, warp_m),
+            (10, warp_n),
+            (11, shape.m),
+            (12, shape.n),
+            (13, shape.k),
+        ]);
+        let mut dispatch = Dispatch::new(Shader::GemmMatrix, constants, push, groups(m, n));
+        dispatch.label = format!("{} {m}x{n}", dispatch.label);
+        dispatch
+    }
+
+    /// Rows of the weight a subgroup takes, and how many blocks it loads ahead: rows share the activations that are
+    /// loaded, but there have to be subgroups enough to keep memory busy.
+    fn gemv_rows(&self, push: &kernels::Product, parts: usize, gated: bool, columns: u32) -> (u32, u32) {
+        let total = if gated { push.rows[0] } else { push.rows[..parts].iter().sum() };
+        let wanted = match self.capabilities.kind {
+            Kind::Discrete | Kind::Virtual => 4096,
+            Kind::Integrated => 512,
+            Kind::Software => 8,
+        };
+        let most = if gated || columns > 4 { 2 } else { 4 };
+        let rows = [4, 2, 1].into_iter().find(|rows| *rows <= most && total / rows >= wanted).unwrap_or(1);
+        let ahead = match columns {
+            1 if push.cols >= 8192 => 2,
+            1 | 2 => most / rows,
+            _ => 1,
+        };
+        (rows, ahead)
+    }
+
+    /// Whether the operation after the one that makes `out` is its only reader and wants bytes of it.
+    pub(crate) fn wants_bytes(&self, next: Option<&Operation>, out: &Matrix) -> bool {
+        let Some(Operation::Product(product)) = next else { return false };
+        let count = self.count(out.rows);
+        product.x == *out
+            && product.addend.is_none()
+            && product.norm.is_none()
+            && !product.input_is_read
+            && out.width.is_multiple_of(32)
+            && product
+                .linears
+                .iter()
+                .all(|linear| self.method(linear, out.width, count) == Method::Gemv { integer: true })
+    }
+
+    /// Where `out` lies as bytes, and its scales.
+    pub(crate) fn made(&self, out: &Matrix) -> (u64, u64) {
+        let bytes = u64::from(self.count(out.rows)) * u64::from(out.width);
+        (self.addresses.made, self.addresses.made + bytes.next_multiple_of(16))
+    }
+
+    pub(crate) fn made_ranges(&self, out: &Matrix) -> [std::ops::Range<u64>; 2] {
+        let (quants, scales) = self.made(out);
+        let bytes = u64::from(self.count(out.rows)) * u64::from(out.width);
+        [quants..quants + bytes, scales..scales + bytes / 4]
+    }
+}
