@@ -102,9 +102,8 @@ struct Cut {
 /// The case of a run of nodes; `None` where it makes no value, or reads a cache that others write.
 fn cut(graph: &Graph, range: Range<usize>) -> Option<Case> {
     let nodes = &graph.nodes()[range];
-    let written = |cache: CacheId| {
-        nodes.iter().any(|node| matches!(&node.op, Op::KvWrite { cache: own, .. } if *own == cache))
-    };
+    let written =
+        |cache: CacheId| nodes.iter().any(|node| matches!(&node.op, Op::KvWrite { cache: own, .. } if *own == cache));
     if nodes.iter().any(|node| node.op.cache().is_some_and(|cache| !written(cache))) {
         return None;
     }
@@ -224,7 +223,8 @@ impl Cut {
 impl Case {
     /// The graph, with random weights.
     fn graph(&self) -> Graph {
-        let matrices: Vec<usize> = self.nodes.iter().filter_map(|node| node.op.weights().first().copied()).map(WeightId::index).collect();
+        let matrices: Vec<usize> =
+            self.nodes.iter().filter_map(|node| node.op.weights().first().copied()).map(WeightId::index).collect();
         let weight = |(index, &(dtype, rows, cols)): (usize, &(DType, usize, usize))| {
             // Products of the size of what goes into them; vectors and inputs around a half.
             let scale = if rows > 1 && matrices.contains(&index) { 1.0 / (cols as f32).sqrt() } else { 0.5 };

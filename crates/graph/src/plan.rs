@@ -330,8 +330,12 @@ impl<'a> Planner<'a> {
         let mut working = vec![0; self.devices.len()];
         let mut last = None;
         for _ in 1..ROUNDS {
-            let room: Vec<i128> =
-                self.budgets.iter().zip(&working).map(|(budget, used)| i128::from(*budget) - i128::from(*used)).collect();
+            let room: Vec<i128> = self
+                .budgets
+                .iter()
+                .zip(&working)
+                .map(|(budget, used)| i128::from(*budget) - i128::from(*used))
+                .collect();
             let placed = self.placer.place(&kv, &room)?;
             if last.as_ref().is_some_and(|plan: &Plan| plan.placement == placed.placement) {
                 break;

@@ -1,8 +1,8 @@
 //! Which of two devices runs what, where neither runs everything.
 
 use graph::{
-    Arithmetic, Device, DeviceError, Graph, GraphBuilder, Memory, NodeId, Op, Part, PlanError, PlanOptions,
-    Program, Rates, Share, Weight, plan,
+    Arithmetic, Device, DeviceError, Graph, GraphBuilder, Memory, NodeId, Op, Part, PlanError, PlanOptions, Program,
+    Rates, Share, Weight, plan,
 };
 
 /// A device that plans for the operations it is told of, and computes nothing.
@@ -164,7 +164,8 @@ fn no_context_pushes_layers_away_unless_it_is_asked_for() {
     let token = (2 * WIDTH * 2 * 2) as u64;
     let budgets = vec![Some(3 * MATRIX + 6000 * token + (1 << 20))];
     let planned = |context| {
-        let options = PlanOptions { context, model_context: 1 << 17, budgets: budgets.clone(), ..PlanOptions::default() };
+        let options =
+            PlanOptions { context, model_context: 1 << 17, budgets: budgets.clone(), ..PlanOptions::default() };
         plan(&graph(Part::FeedForward), &[&devices[0], &devices[1]], &options).unwrap()
     };
     let own = planned(None);

@@ -1,8 +1,8 @@
 //! What the planner counts against a device's memory.
 
 use graph::{
-    Arithmetic, Device, DeviceError, Graph, GraphBuilder, Memory, NodeId, Op, Part, PlanOptions, Program,
-    Rates, Share, Weight, plan,
+    Arithmetic, Device, DeviceError, Graph, GraphBuilder, Memory, NodeId, Op, Part, PlanOptions, Program, Rates, Share,
+    Weight, plan,
 };
 
 /// Rows of the embedding table.

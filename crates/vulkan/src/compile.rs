@@ -175,7 +175,8 @@ impl<'a, 'b> Compiler<'a, 'b> {
         let context = &self.vulkan.context;
         let room = Room::of(context, self.share);
         let mut slabs = Slabs::new(context, Want::Device, room.places());
-        let Room { slots, caches, quants, scales, partial, lists, layout, host_values, out_values, inbox, outbox } = room;
+        let Room { slots, caches, quants, scales, partial, lists, layout, host_values, out_values, inbox, outbox } =
+            room;
         let slots = slots.iter().map(|bytes| slabs.take(*bytes)).collect::<Result<_, _>>()?;
         let mut cache = |bytes| Ok::<_, VulkanError>([slabs.take(bytes)?, slabs.take(bytes)?]);
         let caches = caches.into_iter().map(|bytes| bytes.map(&mut cache).transpose()).collect::<Result<_, _>>()?;

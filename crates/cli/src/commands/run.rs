@@ -6,9 +6,7 @@ use std::{
     process::ExitCode,
 };
 
-use engine::{
-    Engine, EngineError, FinishReason, Generation, ModelFile, Request, SamplerOptions, devices::unused_gpu,
-};
+use engine::{Engine, EngineError, FinishReason, Generation, ModelFile, Request, SamplerOptions, devices::unused_gpu};
 use serde_json::{Map, Value, json};
 
 use crate::{

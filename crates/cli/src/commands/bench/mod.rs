@@ -12,6 +12,7 @@ use crate::{
     exit::{INTERRUPTED, usage},
     interrupt::{self, Answering, Rule},
     model::{load_for, naming, open},
+    output::note,
     progress::{Bar, Unit},
 };
 use compare::Baseline;
@@ -99,7 +100,9 @@ impl BenchArgs {
         let interrupted = found.interrupted;
         if self.profile {
             match &engine.kernel_times()[..] {
-                [] => note("no kernel times: they are taken on a Vulkan device that has a clock, as by --device vulkan"),
+                [] => {
+                    note("no kernel times: they are taken on a Vulkan device that has a clock, as by --device vulkan")
+                }
                 times => eprint!("{}", kernel_table(times)),
             }
         }
