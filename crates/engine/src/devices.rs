@@ -123,6 +123,13 @@ impl Devices {
         Ok(())
     }
 
+    /// Goes on without the Vulkan device, on the CPU.
+    pub(crate) fn give_up_vulkan(&mut self) -> Result<(), EngineError> {
+        self.vulkan = None;
+        self.all.retain(|device| !device.name().starts_with("vulkan"));
+        self.add_fallback().map(|_| ())
+    }
+
     /// Trusts the Vulkan device with these units no more.
     pub(crate) fn refuse(&mut self, units: Vec<(Part, Option<u32>)>, reason: String) {
         let Some(vulkan) = &self.vulkan else { return };
@@ -139,6 +146,10 @@ impl Devices {
     /// The CPU device, where it is among them.
     pub fn cpu(&self) -> Option<&Cpu> {
         self.cpu.as_deref()
+    }
+
+    pub(crate) fn shared_cpu(&self) -> Option<Arc<Cpu>> {
+        self.cpu.clone()
     }
 
     /// The Vulkan device, where one is among them.

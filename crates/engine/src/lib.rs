@@ -39,6 +39,7 @@ mod logprobs;
 mod metrics;
 mod model;
 mod quantizing;
+mod recovery;
 mod request;
 mod sampler;
 mod scheduler;

@@ -2,16 +2,17 @@
 
 use std::{
     ops::Deref,
-    sync::{Arc, OnceLock},
+    sync::{Arc, Mutex, OnceLock},
 };
 
-use graph::{Arithmetic, CONTEXT_ENOUGH, Graph, KvType, Part, Plan, PlanOptions};
+use graph::{Arithmetic, CONTEXT_ENOUGH, DeviceError, Graph, KvType, Part, Plan, PlanOptions};
 use text::Tokenizer;
 
 use crate::{
     EngineError, Model, ModelFile, Roofs, ServiceOptions, Speculation, ToolFormat,
     devices::{DeviceOptions, Devices},
     model::render,
+    recovery::{Recovery, lock},
     scheduler::{MAX_DRAFT, Scheduler},
     self_check, vocabulary,
 };
@@ -152,7 +153,9 @@ impl ModelInfo {
 pub struct Engine {
     pub(crate) model: Arc<Model>,
     pub(crate) scheduler: Scheduler,
-    pub(crate) devices: Devices,
+    /// Shared with what opens them anew.
+    devices: Arc<Mutex<Devices>>,
+    cpu: Option<Arc<cpu::Cpu>>,
 }
 
 impl Deref for Engine {
@@ -168,6 +171,7 @@ struct Planned {
     info: ModelInfo,
     graph: Arc<Graph>,
     devices: Devices,
+    options: PlanOptions,
     plan: Plan,
 }
 
@@ -206,16 +210,16 @@ fn plan(file: &ModelFile, options: &LoadOptions, checks: bool) -> Result<Planned
         }
         info.notices.extend(found.notices.into_iter().chain(found.excluded));
     }
-    let mut plan = place(file, &model, &devices, options);
+    let (mut plan_options, mut plan) = place(file, &model, &devices, options);
     // What a GPU does not take goes to the CPU, whether or not that was named.
     if !options.strict && devices.vulkan().is_some() && falls_short(&plan, model.context) && devices.add_fallback()? {
-        plan = place(file, &model, &devices, options);
+        (plan_options, plan) = place(file, &model, &devices, options);
     }
     let plan = plan.map_err(|error| match error {
         graph::PlanError::Context { asked, own } => EngineError::ContextTooLong { asked, own },
         error => EngineError::Plan(error),
     })?;
-    Ok(Planned { info, graph: model.graph, devices, plan })
+    Ok(Planned { info, graph: model.graph, devices, options: plan_options, plan })
 }
 
 fn place(
@@ -223,7 +227,7 @@ fn place(
     model: &models::Model,
     devices: &Devices,
     options: &LoadOptions,
-) -> Result<Plan, graph::PlanError> {
+) -> (PlanOptions, Result<Plan, graph::PlanError>) {
     let all = devices.list();
     let budget = |device: &dyn graph::Device| match device.name() {
         "cpu" => cpu_budget(device, file, options),
@@ -243,7 +247,8 @@ fn place(
         budgets,
         pins: options.pins.clone(),
     };
-    graph::plan(&model.graph, &all, &plan_options)
+    let plan = graph::plan(&model.graph, &all, &plan_options);
+    (plan_options, plan)
 }
 
 /// Whether a plan wants another device: there is none, it does not fit, or only with less context than is useful.
@@ -295,6 +300,44 @@ pub fn check_fits(plan: &Plan) -> Result<(), EngineError> {
     Err(EngineError::DoesNotFit { device, needed, budget, short: short.short_by(), hint })
 }
 
+/// Times that less is tried to be put on a GPU, where it runs out of memory while it is filled.
+const RETREATS: usize = 3;
+
+/// Compiles a plan. Where a GPU has less memory than it said, less is put there, and at last nothing.
+fn compiled(
+    file: &ModelFile,
+    options: &LoadOptions,
+    mut planned: Planned,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<(Planned, graph::Execution), EngineError> {
+    let mut options = options.clone();
+    let mut notices = Vec::new();
+    loop {
+        let error = match planned.plan.clone().compile(planned.graph.clone(), &planned.devices.list(), progress) {
+            Ok(execution) => {
+                planned.info.notices.extend(notices);
+                return Ok((planned, execution));
+            }
+            Err(error) => error,
+        };
+        let bytes = planned.plan.bytes.iter().find(|bytes| bytes.device.starts_with("vulkan") && bytes.total() > 0);
+        let (DeviceError::OutOfMemory { .. } | DeviceError::Lost { .. }, Some(bytes), false) =
+            (&error, bytes, options.strict)
+        else {
+            return Err(error.into());
+        };
+        if notices.len() < RETREATS {
+            options.gpu_memory = Some(bytes.total() / 4 * 3);
+            notices.push(format!("{error}: less is put there"));
+        } else {
+            options.device = "cpu".to_owned();
+            notices.push(format!("{error}: everything runs on the CPU"));
+        }
+        planned = plan(file, &options, true)?;
+        check_fits(&planned.plan)?;
+    }
+}
+
 impl Engine {
     /// Loads a model. `progress` hears (bytes of weights done, bytes of all). A tokenizer or a chat template that
     /// cannot be used is a notice, and an error where it is first asked for: without them the model still runs on ids.
@@ -322,22 +365,31 @@ impl Engine {
                 &made
             }
         };
-        let Planned { mut info, graph, devices, plan } = planned;
-        let vocab_in = graph.vocab_in();
-        let (execution, tokenizer) = std::thread::scope(|scope| {
+        let (loaded, tokenizer) = std::thread::scope(|scope| {
             let tokenizer = scope.spawn(|| vocabulary::tokenizer(file));
-            let execution = plan.clone().compile(graph, &devices.list(), progress);
-            (execution, tokenizer.join())
+            (compiled(file, options, planned, progress), tokenizer.join())
         });
         let tokenizer = tokenizer.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        let (Planned { mut info, graph, devices, options: plan_options, plan }, execution) = loaded?;
+        let vocab_in = graph.vocab_in();
         let (tokenizer, tokenizer_error) = usable(tokenizer.map(|found| found.map(Arc::new)));
         let (template, template_error) = usable(vocabulary::template(file, &info.architecture, Some(&info.name)));
         for (what, error) in [("tokenizer", &tokenizer_error), ("chat template", &template_error)] {
             info.notices.extend(error.iter().map(|error| format!("the {what} cannot be used: {error}")));
         }
         let pooling = file.pooling();
-        let mut scheduler = Scheduler::new(execution?, ServiceOptions::default().gap);
+        let mut scheduler = Scheduler::new(execution, ServiceOptions::default().gap);
         scheduler.set_speculation(options.speculation);
+        let cpu = devices.shared_cpu();
+        let has_gpu = devices.vulkan().is_some();
+        let devices = Arc::new(Mutex::new(devices));
+        if has_gpu {
+            let (plan, devices, strict, cpu_memory) =
+                (plan.clone(), devices.clone(), options.strict, options.cpu_memory);
+            let losses = Vec::new();
+            let mut recovery = Recovery { graph, plan, options: plan_options, cpu_memory, devices, strict, losses };
+            scheduler.set_recovery(Box::new(move |error| recovery.recover(error)));
+        }
         // A template that cannot be read was reported above.
         let tool_format = ToolFormat::detect(file.template_source().ok().flatten().as_deref());
         let model = Model {
@@ -354,28 +406,28 @@ impl Engine {
             vocabulary: OnceLock::new(),
             vocab_in,
         };
-        Ok(Engine { model: Arc::new(model), scheduler, devices })
+        Ok(Engine { model: Arc::new(model), scheduler, devices, cpu })
     }
 
     /// Threads of the CPU device, where it is used.
     pub fn threads(&self) -> Option<usize> {
-        self.devices.cpu().map(|cpu| cpu.threads())
+        self.cpu.as_ref().map(|cpu| cpu.threads())
     }
 
     /// The instruction set that the CPU device's kernels are chosen by, where it is used.
     pub fn isa(&self) -> Option<&str> {
-        self.devices.cpu().map(|cpu| cpu.isa())
+        self.cpu.as_ref().map(|cpu| cpu.isa())
     }
 
     /// Times of the kernels of a Vulkan device since the last call, the longest first; none unless
     /// [`LoadOptions::profile`] asked for them.
     pub fn kernel_times(&self) -> Vec<vulkan::KernelTime> {
-        self.devices.vulkan().map_or(Vec::new(), |vulkan| vulkan.profile())
+        lock(&self.devices).vulkan().map_or(Vec::new(), |vulkan| vulkan.profile())
     }
 
     /// Measures what the device that is preferred can do at most.
     pub fn measure_roofs(&self) -> Roofs {
-        let rates = self.devices.measure();
+        let rates = lock(&self.devices).measure();
         Roofs {
             read_bytes_per_s: rates.map(|rates| rates.read_bytes_per_s),
             int8_ops_per_s: rates.and_then(|rates| rates.int8_ops_per_s),
@@ -384,7 +436,7 @@ impl Engine {
 
     /// Measures the read bandwidth of the device that is preferred.
     pub fn measure_bandwidth(&self) -> Option<f64> {
-        self.devices.measure_bandwidth()
+        lock(&self.devices).measure_bandwidth()
     }
 }
 

@@ -26,7 +26,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use graph::{Execution, RunError, Span, Step};
+use graph::{DeviceError, Execution, RunError, Span, Step};
 use text::Tokenizer;
 
 use crate::{
@@ -71,6 +71,8 @@ pub struct Stats {
     pub batch: usize,
     /// Sequences that gave their blocks back for others.
     pub preemptions: u64,
+    /// Times a device was lost and all running sequences began again.
+    pub recoveries: u64,
     /// Tokens drafted.
     pub drafted_tokens: u64,
     /// Of those, tokens that were right.
@@ -88,6 +90,9 @@ pub enum Speculation {
     Ngram,
 }
 
+/// Gives an execution to go on with, after a device failed so.
+pub(crate) type Recover = Box<dyn FnMut(&DeviceError) -> Result<Execution, EngineError> + Send>;
+
 /// Runs sequences to their ends.
 pub(crate) struct Scheduler {
     pub(crate) execution: Execution,
@@ -104,6 +109,7 @@ pub(crate) struct Scheduler {
     stats: Stats,
     /// What is wrong with the weights, once it was looked for.
     damage: Option<String>,
+    recovery: Option<Recover>,
 }
 
 /// The rows of one sequence in the step that is being made.
@@ -137,8 +143,39 @@ impl Scheduler {
             next_id: 0,
             stats: Stats::default(),
             damage: None,
+            recovery: None,
             execution,
         }
+    }
+
+    pub(crate) fn set_recovery(&mut self, recovery: Recover) {
+        self.recovery = Some(recovery);
+    }
+
+    /// Goes on after a device was lost or ran out of memory: every sequence begins again, from the tokens it has. Returns
+    /// whether it goes on.
+    pub(crate) fn recover(&mut self, error: &RunError) -> bool {
+        let RunError::Device(error @ (DeviceError::Lost { .. } | DeviceError::OutOfMemory { .. })) = error else {
+            return false;
+        };
+        let Some(recovery) = &mut self.recovery else { return false };
+        // Its memory is wanted for what comes.
+        self.execution.clear();
+        let Ok(execution) = recovery(error) else { return false };
+        for mut sequence in self.running.drain(..).rev() {
+            // Of blocks that are no more.
+            sequence.lease = None;
+            sequence.computed = 0;
+            sequence.preempted();
+            self.waiting.push_front(sequence);
+        }
+        let plan = execution.plan();
+        self.blocks = KvBlocks::new(&plan.kv.blocks, execution.graph().windows());
+        self.slots = plan.sequences.min(plan.limits.tokens).min(plan.limits.outputs);
+        self.bytes = BytesPerToken::of(&execution);
+        self.execution = execution;
+        self.stats.recoveries += 1;
+        true
     }
 
     /// Whether nothing runs and nothing waits.
@@ -257,7 +294,9 @@ impl Scheduler {
         if pieces.is_empty() {
             return;
         }
-        if let Err(error) = self.run(&pieces, outputs) {
+        if let Err(error) = self.run(&pieces, outputs)
+            && !self.recover(&error)
+        {
             self.fail(&pieces, &error, outputs);
         }
         for (_, event) in outputs {
@@ -298,7 +337,11 @@ impl Scheduler {
             // Only now: a sequence that waits for room is looked at before every step, and must not cost a copy each time.
             if let Err(error) = self.copy(&copies) {
                 self.put_down(&mut sequence);
-                sequence.fail(EngineError::Run(error), outputs);
+                self.waiting.insert(at, sequence);
+                if !self.recover(&error) {
+                    let sequence = self.waiting.remove(at).expect("it was just put there");
+                    sequence.fail(EngineError::Run(error), outputs);
+                }
                 continue;
             }
             sequence.start(&mut self.stats, outputs);

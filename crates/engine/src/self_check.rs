@@ -9,6 +9,7 @@ use graph::{
     check::{Case, CheckError},
 };
 use serde::{Deserialize, Serialize};
+use vulkan::Vulkan;
 
 use crate::{EngineError, devices::Devices};
 
@@ -73,7 +74,7 @@ pub(crate) fn check(
     kv: KvType,
 ) -> Result<Found, EngineError> {
     let mut found = Found::default();
-    if devices.vulkan().is_none() || std::env::var("UNICORN_VULKAN_CHECK").is_ok_and(|value| value == "0") {
+    if !devices.vulkan().is_some_and(is_wanted) {
         return Ok(found);
     }
     let cases = graph::check::cases(graph);
@@ -103,6 +104,16 @@ pub(crate) fn check(
                 return Ok(found);
             }
         }
+    }
+}
+
+/// `UNICORN_VULKAN_CHECK` says whether to check, as 0 or 1. Else a software device is not checked: it is for tests, has
+/// them, and takes longer to compile kernels than to run a small model.
+fn is_wanted(vulkan: &Vulkan) -> bool {
+    match std::env::var("UNICORN_VULKAN_CHECK").as_deref() {
+        Ok("0") => false,
+        Ok("1") => true,
+        _ => vulkan.capabilities().kind != vulkan::Kind::Software,
     }
 }
 

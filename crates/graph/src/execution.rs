@@ -96,11 +96,18 @@ impl Execution {
         }
         let mut done = vec![0; self.programs.len()];
         for stage in &self.plan.stages {
-            let program = self.programs[stage.device].as_mut().expect("a device with a stage has a program");
+            let Some(program) = &mut self.programs[stage.device] else {
+                return Err(DeviceError::Lost { device: self.plan.devices[stage.device].clone() }.into());
+            };
             program.run(done[stage.device], step, &mut self.exchange)?;
             done[stage.device] += 1;
         }
         Ok(self.logits_mut(step.outputs.len()))
+    }
+
+    /// Gives back what the devices hold, as after one was lost. Steps fail from then on.
+    pub fn clear(&mut self) {
+        self.programs.iter_mut().for_each(|program| *program = None);
     }
 
     /// Copies a KV block of a group, on every device that holds caches of it.

@@ -201,6 +201,7 @@ fn engine(text: &mut String, stats: &Stats) {
         ("unicorn_steps_total", "Steps of the engine.", stats.steps),
         ("unicorn_step_rows_total", "Tokens computed in all steps.", stats.step_rows),
         ("unicorn_preemptions_total", "Sequences that gave up their blocks and began again.", stats.preemptions),
+        ("unicorn_device_recoveries_total", "Times a device was lost and all sequences began again.", stats.recoveries),
     ] {
         head(text, name, help, "counter");
         line(text, name, value);

@@ -61,6 +61,10 @@ impl VulkanError {
             VulkanError::Call { result: vk::Result::ERROR_DEVICE_LOST, .. } => {
                 DeviceError::Lost { device: device.to_owned() }
             }
+            VulkanError::Call {
+                call,
+                result: vk::Result::ERROR_OUT_OF_DEVICE_MEMORY | vk::Result::ERROR_OUT_OF_HOST_MEMORY,
+            } => DeviceError::OutOfMemory { device: device.to_owned(), what: call.to_owned(), bytes: 0 },
             error => DeviceError::Failed { device: device.to_owned(), detail: error.to_string() },
         }
     }

@@ -29,6 +29,8 @@ const WINDOW: usize = 50;
 struct Null {
     /// The step that fails, if any.
     fails_at: Option<u64>,
+    /// Whether the device is lost then.
+    is_lost: bool,
     /// The logits are nearly those of the last token alone, so that texts repeat themselves.
     repeats: bool,
 }
@@ -42,6 +44,7 @@ struct NullProgram {
     width: usize,
     steps: u64,
     fails_at: Option<u64>,
+    is_lost: bool,
     repeats: bool,
 }
 
@@ -74,6 +77,7 @@ impl Device for Null {
             width: share.graph.value(hidden).width,
             steps: 0,
             fails_at: self.fails_at,
+            is_lost: self.is_lost,
             repeats: self.repeats,
         }))
     }
@@ -82,6 +86,9 @@ impl Device for Null {
 impl Program for NullProgram {
     fn run(&mut self, _: usize, step: &Step<'_>, exchange: &mut Exchange) -> Result<(), DeviceError> {
         self.steps += 1;
+        if Some(self.steps) == self.fails_at && self.is_lost {
+            return Err(DeviceError::Lost { device: "null".to_owned() });
+        }
         if Some(self.steps) == self.fails_at {
             return Err(DeviceError::Failed { device: "null".to_owned(), detail: "as asked".to_owned() });
         }
@@ -153,6 +160,7 @@ struct Setting {
     chunk: usize,
     kv_bytes: Option<u64>,
     fails_at: Option<u64>,
+    is_lost: bool,
     outputs: usize,
     repeats: bool,
     speculation: Speculation,
@@ -164,6 +172,7 @@ const ROOMY: Setting = Setting {
     chunk: 32,
     kv_bytes: Some(1 << 30),
     fails_at: None,
+    is_lost: false,
     outputs: 8,
     repeats: false,
     speculation: Speculation::Off,
@@ -171,9 +180,9 @@ const ROOMY: Setting = Setting {
 /// Barely more than one full context.
 const TIGHT: Setting = Setting { kv_bytes: Some(0), ..ROOMY };
 
-fn scheduler(setting: Setting) -> Scheduler {
+fn execution(setting: Setting) -> Execution {
     let graph = Arc::new(graph());
-    let device = Null { fails_at: setting.fails_at, repeats: setting.repeats };
+    let device = Null { fails_at: setting.fails_at, is_lost: setting.is_lost, repeats: setting.repeats };
     let options = PlanOptions {
         context: Some(setting.context),
         model_context: setting.context,
@@ -185,8 +194,11 @@ fn scheduler(setting: Setting) -> Scheduler {
     };
     let devices: [&dyn Device; 1] = [&device];
     let plan = graph::plan(&graph, &devices, &options).unwrap();
-    let execution = plan.compile(graph, &devices, &mut |_, _| ()).unwrap();
-    let mut scheduler = Scheduler::new(execution, Duration::from_secs(1));
+    plan.compile(graph, &devices, &mut |_, _| ()).unwrap()
+}
+
+fn scheduler(setting: Setting) -> Scheduler {
+    let mut scheduler = Scheduler::new(execution(setting), Duration::from_secs(1));
     scheduler.set_speculation(setting.speculation);
     // As many drafts as there is room for, however long steps take.
     scheduler.worth = Worth::of_free_rows();
@@ -416,6 +428,44 @@ fn a_failing_device_ends_its_step_and_nothing_else() {
     finish(&mut scheduler, &mut done);
     assert_eq!(done[&after].as_ref().unwrap().ids, alone(&again));
     no_block_leaked(&mut scheduler);
+}
+
+#[test]
+fn a_lost_device_is_a_pause() {
+    // Lost once, and again after every few steps.
+    for (setting, again) in [(ROOMY, None), (TIGHT, None), (ROOMY, Some(11)), (Setting { chunk: 7, ..TIGHT }, Some(40))]
+    {
+        for first in [1, 2, 9, 30] {
+            let lossy = move |at| Setting { fails_at: at, is_lost: true, ..setting };
+            let mut scheduler = scheduler(lossy(Some(first)));
+            let mut left = 5;
+            scheduler.set_recovery(Box::new(move |_| {
+                left -= 1;
+                Ok(execution(lossy(again.filter(|_| left > 0))))
+            }));
+            let requests: Vec<Request> = (0..6).map(|i| request(prompt(20 + 15 * i as usize, i % 2), 30, i)).collect();
+            let ids: Vec<SequenceId> = requests.iter().map(|r| scheduler.submit(r, 1, &tokenizer())[0]).collect();
+            let mut done = HashMap::new();
+            finish(&mut scheduler, &mut done);
+            for (request, id) in requests.iter().zip(&ids) {
+                assert_eq!(done[id].as_ref().unwrap().ids, alone(request), "lost at {first}, then {again:?}");
+            }
+            assert_eq!(scheduler.stats().recoveries, if again.is_some() { 5 } else { 1 });
+            no_block_leaked(&mut scheduler);
+        }
+    }
+}
+
+#[test]
+fn a_device_that_stays_lost_ends_what_runs() {
+    let mut scheduler = scheduler(Setting { fails_at: Some(3), is_lost: true, ..ROOMY });
+    scheduler.set_recovery(Box::new(|error| Err(EngineError::Failed(error.clone()))));
+    let mut done = HashMap::new();
+    for _ in 0..2 {
+        let id = scheduler.submit(&request(prompt(40, 1), 60, 0), 1, &tokenizer())[0];
+        finish(&mut scheduler, &mut done);
+        assert!(matches!(done[&id], Err(EngineError::Run(RunError::Device(DeviceError::Lost { .. })))));
+    }
 }
 
 #[test]

@@ -12,6 +12,7 @@ use crate::{
     exit::{INTERRUPTED, usage},
     interrupt::{self, Answering, Rule},
     model::{load_for, naming, open},
+    output::note,
     progress::{Bar, Unit},
 };
 use compare::Baseline;
