@@ -1,8 +1,8 @@
 //! Importance matrices: for each matrix of a model the mean square of the activations that meet each of its columns.
 //!
 //! Two formats, both of llama.cpp's `llama-imatrix`: GGUF with `general.type` of `imatrix`, where a tensor
-//! `NAME.in_sum2` holds sums of squares and `NAME.counts` how many rows were summed (`tools/imatrix/README.md`); and the
-//! older `.dat`, a plain list of names, numbers of calls and sums.
+//! `NAME.in_sum2` holds sums of squares and `NAME.counts` how many rows were summed (`tools/imatrix/README.md`); and
+//! the older `.dat`, a plain list of names, numbers of calls and sums.
 
 use std::{collections::BTreeMap, fs, io::Write, path::Path};
 

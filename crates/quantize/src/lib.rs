@@ -7,8 +7,8 @@
 //! - [`Source`] is what there is: metadata, and tensors with what must be done to them on the way.
 //! - [`Mix`] says which type a tensor gets: a preset, then rules by pattern. [`Plan`] holds the outcome, with a stated
 //!   fallback where the blocks of a type do not divide a row.
-//! - [`write()`] packs pieces of tensors on every core and writes each to its place. Memory is a few MiB a thread whatever
-//!   the model. Files have a temporary name until they are whole, and an interrupted run goes on where it was.
+//! - [`write()`] packs pieces of tensors on every core and writes each to its place. Memory is a few MiB a thread
+//! whatever   the model. Files have a temporary name until they are whole, and an interrupted run goes on where it was.
 //! - [`Importance`] weighs the columns of each matrix; it is read and written in the two formats that others use.
 //!
 //! This crate knows no model family and runs no model: names and metadata in GGUF's form come from the caller.

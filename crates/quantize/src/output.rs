@@ -1,8 +1,8 @@
 //! The files on their way: temporary names, a journal of what is done, and the rename at the end.
 //!
-//! `model.gguf` is written as `.model.gguf.partial`. Beside it lies `.model.gguf.journal`: a line that says of what, and a
-//! line for each tensor that is there with a checksum of its bytes. A later run that is asked for the same reads the
-//! journal, checks the bytes against it, and goes on.
+//! `model.gguf` is written as `.model.gguf.partial`. Beside it lies `.model.gguf.journal`: a line that says of what,
+//! and a line for each tensor that is there with a checksum of its bytes. A later run that is asked for the same reads
+//! the journal, checks the bytes against it, and goes on.
 
 use std::{
     collections::HashMap,
@@ -108,7 +108,8 @@ impl Output {
         writeln!(log, "{index} {checksum:016x}").map_err(io_error(&self.journal))
     }
 
-    /// Everything is written: gives the files their names, the first part last, so that its name stands for a whole set.
+    /// Everything is written: gives the files their names, the first part last, so that its name stands for a whole
+    /// set.
     pub(crate) fn commit(self) -> Result<(Vec<PathBuf>, u64), QuantizeError> {
         for part in &self.parts {
             part.file.sync_all().map_err(io_error(&part.partial))?;

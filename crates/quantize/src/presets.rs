@@ -1,6 +1,7 @@
 //! Presets: which type a tensor gets by what it is for.
 //!
-//! Those that others know by name give each tensor the type that llama.cpp's `llama-quantize` gives it (`llama-quant.cpp`,
+//! Those that others know by name give each tensor the type that llama.cpp's `llama-quantize` gives it (`llama-
+//! quant.cpp`,
 //! `llama_tensor_get_type`). `balanced`, `quality` and `small` are this project's own: attention in bytes, for the
 //! processor that multiplies bytes fastest, and the feed-forward blocks, most of the model, in groups of few bits.
 

@@ -61,8 +61,8 @@ pub struct TensorReport {
     pub instead_of: Option<String>,
     /// Bytes in the result.
     pub bytes: u64,
-    /// Power of the weights over that of the error, decibels, on a sample of rows; `None` where nothing was lost, or the
-    /// tensor was taken over from an interrupted run.
+    /// Power of the weights over that of the error, decibels, on a sample of rows; `None` where nothing was lost, or
+    /// the tensor was taken over from an interrupted run.
     pub snr_db: Option<f64>,
 }
 

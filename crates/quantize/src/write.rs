@@ -62,8 +62,8 @@ struct Tally {
 
 /// Writes `source` as GGUF with the types of `plan`. `progress` hears (bytes of the source done, bytes of all).
 ///
-/// The files appear under their names when they are whole. A run that is killed leaves its temporary files, and the next
-/// one that is asked for the same goes on with them; one that fails removes them. The source is never written to.
+/// The files appear under their names when they are whole. A run that is killed leaves its temporary files, and the
+/// next one that is asked for the same goes on with them; one that fails removes them. The source is never written to.
 ///
 /// # Errors
 /// Where a weight is NaN, infinite or out of a type's range, the source changes, a file exists, or the file system

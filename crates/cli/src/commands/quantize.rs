@@ -20,9 +20,9 @@ use crate::{
 /// Makes a smaller GGUF file of a model
 ///
 /// The source is a GGUF file of any type or a Hugging Face directory. Each matrix gets the type that the preset and the
-/// rules say; where the blocks of a type do not divide a row, one of blocks of 32 takes its place, or half precision, and
-/// the report says so. Norms and vectors stay in f32. The file appears under its name when it is whole; a run that was
-/// interrupted goes on where it was when it is asked for again.
+/// rules say; where the blocks of a type do not divide a row, one of blocks of 32 takes its place, or half precision,
+/// and the report says so. Norms and vectors stay in f32. The file appears under its name when it is whole; a run that
+/// was interrupted goes on where it was when it is asked for again.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Presets:

@@ -2,8 +2,8 @@
 //!
 //! For weights `x`, importance `w` and codes `q` the scale that minimises `sum w (x - d q)^2` is
 //! `d = sum w x q / sum w q^2`, and it leaves `sum w x^2 - (sum w x q)^2 / sum w q^2`. For a scale, the best code of an
-//! element is the nearest level. So a fit tries some scales, rounds to codes, and keeps the codes whose best scale leaves
-//! least. With a minimum there are two unknowns and two normal equations; the search is the same.
+//! element is the nearest level. So a fit tries some scales, rounds to codes, and keeps the codes whose best scale
+//! leaves least. With a minimum there are two unknowns and two normal equations; the search is the same.
 
 #![forbid(unsafe_code)]
 

@@ -36,8 +36,8 @@ pub(super) fn halves(values: &Lanes) -> ([[u8; 2]; LANES], Lanes) {
     (bits.map(|half| half.to_le_bytes()), worth)
 }
 
-/// A type of block, as the fit of sixteen at once. A trait, since a closure would not be compiled for the instruction set
-/// of its caller.
+/// A type of block, as the fit of sixteen at once. A trait, since a closure would not be compiled for the instruction
+/// set of its caller.
 pub(super) trait Blocks<const BYTES: usize> {
     /// Packs a tile, and answers a number for each block that is finite where its scales are. `thorough` looks at more
     /// candidates.

@@ -1,5 +1,5 @@
-//! Sixteen runs of weights side by side: lane `l` of a tile is a run of `N` consecutive weights, so that every sum over a
-//! run is a sum of vectors and no sum crosses lanes.
+//! Sixteen runs of weights side by side: lane `l` of a tile is a run of `N` consecutive weights, so that every sum over
+//! a run is a sum of vectors and no sum crosses lanes.
 
 /// Runs in a tile.
 pub(super) const LANES: usize = 16;

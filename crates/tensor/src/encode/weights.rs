@@ -4,8 +4,9 @@
 
 use super::tile::{LANES, Tile, row};
 
-/// With an importance `a` of the column: `a` times the root of twice the mean square plus the square of the weight, else the
-/// root mean square plus the weight's absolute value. Both hold that a large weight is worth more care than a small one.
+/// With an importance `a` of the column: `a` times the root of twice the mean square plus the square of the weight,
+/// else the root mean square plus the weight's absolute value. Both hold that a large weight is worth more care than a
+/// small one.
 #[inline(always)]
 pub(super) fn weigh<const N: usize>(x: &Tile<N>, importance: Option<&[f32]>, w: &mut Tile<N>) {
     let mut squares = [0.0; LANES];
