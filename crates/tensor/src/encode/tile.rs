@@ -27,6 +27,12 @@ pub(super) fn round(x: f32) -> f32 {
     (x + NO_FRACTION) - NO_FRACTION
 }
 
+/// `x * scale` to the nearest integer, as [`round`].
+#[inline(always)]
+pub(super) fn round_product(x: f32, scale: f32) -> f32 {
+    x.mul_add(scale, NO_FRACTION) - NO_FRACTION
+}
+
 /// The low byte of an integer held in a float: in the sum the integer is the end of the mantissa. A cast would be right
 /// for every float, and for that reason slow.
 #[inline(always)]

@@ -13,7 +13,7 @@ pub(super) fn weigh<const N: usize>(x: &Tile<N>, importance: Option<&[f32]>, w: 
     for x in x {
         row();
         for l in 0..LANES {
-            squares[l] += x[l] * x[l];
+            squares[l] = x[l].mul_add(x[l], squares[l]);
         }
     }
     let mean = squares.map(|sum| sum / N as f32);
