@@ -90,8 +90,8 @@ impl Importance {
         })
     }
 
-    /// What each column of a tensor counts, for the row `first` of a tensor; `None` where nothing is known of it.
-    pub(crate) fn columns(&self, tensor: &SourceTensor, _first: usize) -> Option<&[f32]> {
+    /// What each column of a tensor counts; `None` where nothing is known of it.
+    pub(crate) fn columns(&self, tensor: &SourceTensor) -> Option<&[f32]> {
         let entry = self.entries.get(&tensor.name)?;
         let sum: f64 = entry.values.iter().map(|value| f64::from(*value)).sum();
         (entry.values.len() == tensor.cols() && sum > 0.0).then_some(&entry.values[..])
