@@ -1,15 +1,24 @@
 #!/usr/bin/env python3
-"""Holds the quantisers of crates/tensor against ggml's: error and speed of each type on the same weights.
+"""Holds the quantisers of this project against llama.cpp's.
 
-usage: quantiser_versus.py ENCODE [MODEL.gguf TENSOR]...
+usage: quantiser_versus.py blocks ENCODE [MODEL.gguf TENSOR]...
+       quantiser_versus.py files UNICORN SOURCE.gguf FOLDER [-t THREADS] [-r PAIRS] [TYPE]...
 
-ENCODE is the program of `cargo build --release -p tensor --example encode`. Needs the packages numpy, gguf and
-llama-cpp-python; the last brings ggml's library, which is called for its `ggml_quantize_chunk`. Blocks of both are
-decoded by the package gguf. Normal weights are always among the rows.
+`blocks` compares error and speed of each type on one thread. ENCODE is the program of `cargo build --release -p tensor
+--example encode`; ggml's `ggml_quantize_chunk` is called for the other side, and the package gguf decodes the blocks of
+both. Normal weights are always among the rows. It fails where an error is larger than ggml's.
+
+`files` times whole runs in turn, `unicorn quantize` as a process and llama.cpp's `llama_model_quantize`, from the same
+source into FOLDER, which is best a file system in memory, with the same threads. Every matrix gets the type, the
+embedding as well: both files have the same bytes in each tensor, which is checked.
+
+Needs the packages numpy, gguf and llama-cpp-python; the last brings llama.cpp's libraries.
 """
 
+import argparse
 import ctypes
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -22,6 +31,9 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType as Type, quants
 
 TYPES = "Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 Q2_K Q3_K Q4_K Q5_K Q6_K IQ4_NL IQ4_XS MXFP4".split()
 ROWS = 256
+# `llama_ftype` of `llama.h`.
+FILE_TYPES = {"Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q5_0": 8, "Q5_1": 9, "Q2_K": 10, "Q3_K": 11, "Q4_K": 14, "Q5_K": 16,
+              "Q6_K": 18, "IQ4_NL": 25, "IQ4_XS": 30}
 
 
 def ggml():
@@ -69,22 +81,82 @@ def tensors(arguments):
         yield name, np.ascontiguousarray(x[:ROWS, :cols], dtype=np.float32)
 
 
-def main():
-    if len(sys.argv) < 2:
-        sys.exit(__doc__)
+def blocks(arguments):
     chunk, worse = ggml(), 0
     with tempfile.TemporaryDirectory() as folder:
-        for title, x in tensors(sys.argv[2:]):
+        for title, x in tensors(arguments.tensors):
             importance = np.random.default_rng(2).chisquare(2, x.shape[1]).astype(np.float32)
             for name in TYPES:
                 for label, weight in (("plain", None), ("importance", importance)):
-                    a, rate_a = ours(sys.argv[1], name, x, weight, folder)
+                    a, rate_a = ours(arguments.encode, name, x, weight, folder)
                     b, rate_b = theirs(chunk, name, x, weight)
                     mine, other = snr_db(name, a, x, weight), snr_db(name, b, x, weight)
                     worse += mine < other
                     print(f"{title:24} {name:7} {label:10} {mine:7.3f} dB, ggml {other:7.3f} dB; "
-                          f"{rate_a:6.0f} M/s, ggml {rate_b:6.0f} M/s")
+                          f"{rate_a:6.0f} M/s, ggml {rate_b:6.0f} M/s{' WORSE' if mine < other else ''}", flush=True)
     print(f"{worse} times a larger error than ggml's")
+    return 1 if worse else 0
+
+
+def timed(run, path):
+    if os.path.exists(path):
+        os.remove(path)
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def sizes(path):
+    return {tensor.name: int(tensor.n_bytes) for tensor in gguf.GGUFReader(path).tensors}
+
+
+def files(arguments):
+    quiet = llama_cpp.llama_log_callback(lambda *_: None)
+    llama_cpp.llama_log_set(quiet, ctypes.c_void_p(0))
+    ours, theirs = (os.path.join(arguments.folder, name) for name in ("versus-ours.gguf", "versus-theirs.gguf"))
+    different = 0
+    for name in arguments.types:
+        params = llama_cpp.llama_model_quantize_default_params()
+        params.nthread, params.ftype, params.pure, params.allow_requantize = arguments.t, FILE_TYPES[name], True, True
+        params.token_embedding_type = params.output_tensor_type = int(Type[name])
+        command = [arguments.unicorn, "quantize", arguments.source, ours, "--preset", "f32", "--rule", f".*={name}",
+                   "--threads", str(arguments.t), "--force"]
+
+        def mine():
+            subprocess.run(command, check=True, capture_output=True)
+
+        def other():
+            if llama_cpp.llama_model_quantize(arguments.source.encode(), theirs.encode(), ctypes.byref(params)):
+                sys.exit("llama_model_quantize failed")
+
+        pairs = [(timed(mine, ours), timed(other, theirs)) for _ in range(arguments.r)]
+        ratios = sorted(b / a for a, b in pairs)
+        same = sizes(ours) == sizes(theirs)
+        different += not same
+        a, b = (statistics.median(side) for side in zip(*pairs))
+        print(f"{name:7} {a:7.2f} s, llama.cpp {b:7.2f} s; ratio {statistics.median(ratios):.2f} "
+              f"({ratios[0]:.2f} to {ratios[-1]:.2f}); {'same' if same else 'DIFFERENT'} sizes", flush=True)
+        os.remove(ours)
+        os.remove(theirs)
+    return 1 if different else 0
+
+
+def main():
+    parser = argparse.ArgumentParser(usage=__doc__.split("usage:")[1].split("\n\n")[0])
+    commands = parser.add_subparsers(required=True)
+    command = commands.add_parser("blocks")
+    command.add_argument("encode")
+    command.add_argument("tensors", nargs="*")
+    command.set_defaults(run=blocks)
+    command = commands.add_parser("files")
+    for name in ("unicorn", "source", "folder"):
+        command.add_argument(name)
+    command.add_argument("types", nargs="*", default=["Q4_0", "Q8_0", "Q4_K"])
+    command.add_argument("-t", type=int, default=os.cpu_count())
+    command.add_argument("-r", type=int, default=5)
+    command.set_defaults(run=files)
+    arguments = parser.parse_args()
+    sys.exit(arguments.run(arguments))
 
 
 if __name__ == "__main__":

@@ -4,13 +4,17 @@ use std::{path::PathBuf, process::ExitCode};
 
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use engine::{Arithmetic, EngineError, KvType, LoadOptions, ModelFile, Part, SamplerOptions, Speculation};
+use engine::{
+    Arithmetic, EngineError, KvType, LoadOptions, ModelFile, Part, SamplerOptions, Speculation,
+    quantize::{Mix, WriteOptions},
+};
 use serde_json::Value;
 
 use crate::{
     commands,
     model::{naming, read_text},
-    output::one_line,
+    output::{bytes, gb_per_s, note, one_line},
+    progress::{Bar, Unit},
 };
 
 const EXAMPLES: &str = "\
@@ -193,12 +197,50 @@ pub(crate) struct LoadArgs {
     pub(crate) strict: bool,
 }
 
+/// What is done to the weights before they are loaded.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct WeightArgs {
+    /// Packs the weights while loading by a preset of `unicorn quantize`, as balanced; no file is written
+    #[arg(long, value_name = "PRESET", value_parser = parse_preset)]
+    quantize: Option<String>,
+}
+
+impl WeightArgs {
+    /// The model with its weights packed, where that is asked for; else the model.
+    ///
+    /// # Errors
+    /// Where there is no such preset, or a weight cannot be packed.
+    pub(crate) fn apply(&self, file: ModelFile, threads: Option<usize>, quiet: bool) -> anyhow::Result<ModelFile> {
+        let Some(preset) = &self.quantize else { return Ok(file) };
+        let options = WriteOptions { threads, ..WriteOptions::default() };
+        let mut bar = Bar::new("quantising", Unit::Bytes, !quiet);
+        let packed = file.quantized(&Mix::preset(preset)?, None, &options, &mut |done, all| bar.at(done, all));
+        bar.clear();
+        let (packed, report) = packed.map_err(|error| naming(error, file.short_name()))?;
+        if !quiet {
+            let (from, to) = (bytes(report.source_bytes), bytes(report.file_bytes));
+            let (rate, seconds) = (gb_per_s(report.source_bytes_per_s), report.seconds);
+            note(format_args!("{preset}: {from} packed to {to} in memory in {seconds:.2} s ({rate})"));
+        }
+        Ok(packed)
+    }
+}
+
+fn parse_preset(name: &str) -> Result<String, String> {
+    Mix::preset(name).map(|_| name.to_owned()).map_err(|error| error.to_string())
+}
+
 impl LoadArgs {
+    /// Threads of the CPU device, where they are given.
+    pub(crate) fn threads(&self) -> Option<usize> {
+        self.cpu.threads.map(usize::from)
+    }
+
     /// As the engine takes them, for a command that generates nothing.
     pub(crate) fn options(&self) -> LoadOptions {
         LoadOptions {
             device: self.device.clone(),
-            threads: self.cpu.threads.map(usize::from),
+            threads: self.threads(),
             isa: self.cpu.isa.clone(),
             context: self.ctx,
             chunk: self.chunk,

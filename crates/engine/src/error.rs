@@ -139,6 +139,9 @@ pub enum EngineError {
         /// The model.
         model: String,
     },
+    /// A target that no mix of types meets.
+    #[error("{0}")]
+    Unreachable(String),
     /// A text too short to measure.
     #[error("the text has {tokens} tokens, fewer than one window of {window}")]
     TextTooShort {
@@ -182,6 +185,7 @@ impl EngineError {
                 | EngineError::PromptTooLong { .. }
                 | EngineError::NoTemplate { .. }
                 | EngineError::TextTooShort { .. }
+                | EngineError::Unreachable(_)
                 | EngineError::ContextTooLong { .. }
                 | EngineError::Plan(
                     graph::PlanError::Zero(_)

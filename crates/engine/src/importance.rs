@@ -9,8 +9,8 @@ impl Engine {
     /// with a chunk and outputs of `window` at least. `progress` hears (windows done, windows in all).
     ///
     /// # Errors
-    /// Where the model was loaded without its inputs or with a smaller chunk, the text is shorter than a window, or a step
-    /// fails.
+    /// Where the model was loaded without its inputs or with a smaller chunk, the text is shorter than a window, or a
+    /// step fails.
     pub fn importance(
         &mut self,
         ids: &[u32],

@@ -1,13 +1,13 @@
-//! From an opened model to what the quantiser takes: tensors and metadata in GGUF's form.
+//! From an opened model to what the quantiser takes, tensors and metadata in GGUF's form, and back from memory.
 
 use std::path::PathBuf;
 
 use files::{
-    gguf::{Array, Value},
+    gguf::{Array, Gguf, Value},
     hf::HfDir,
 };
 use models::Change;
-use quantize::{Source, SourceTensor, Step};
+use quantize::{Importance, Mix, Plan, Report, Source, SourceTensor, Step, WriteOptions};
 use serde_json::Value as Json;
 
 use crate::{EngineError, ModelFile, source::Kind};
@@ -29,6 +29,37 @@ impl ModelFile {
             Kind::HuggingFace(dir) => directory(self, dir),
             Kind::Shape(_) => Err(EngineError::Unusable("a shape without a file cannot be quantised".to_owned())),
         }
+    }
+
+    /// The same model with other types, in memory, with what was done. It takes the memory of its weights until it is
+    /// dropped, and what a device makes of them comes on top.
+    ///
+    /// # Errors
+    /// As [`ModelFile::quantize_source`], and where a weight cannot be packed.
+    pub fn quantized(
+        &self,
+        mix: &Mix,
+        importance: Option<&Importance>,
+        options: &WriteOptions,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<(ModelFile, Report), EngineError> {
+        let (source, _) = self.quantize_source()?;
+        let plan = Plan::new(&source, mix, importance.is_some())?;
+        self.packed(&source, &plan, importance, options, progress)
+    }
+
+    /// As [`ModelFile::quantized`], of a plan.
+    pub(crate) fn packed(
+        &self,
+        source: &Source,
+        plan: &Plan,
+        importance: Option<&Importance>,
+        options: &WriteOptions,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<(ModelFile, Report), EngineError> {
+        let (bytes, report) = quantize::pack(source, plan, importance, options, progress)?;
+        let gguf = Gguf::parse(bytes, &self.path)?;
+        Ok((self.with_kind(Kind::Gguf(Box::new(gguf))), report))
     }
 }
 

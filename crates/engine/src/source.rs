@@ -71,6 +71,11 @@ impl ModelFile {
         ModelFile { path, kind: Kind::Shape(Box::new(shape)), template: None, variables: Map::new() }
     }
 
+    /// The same model, under the same name and with the same template, from elsewhere.
+    pub(crate) fn with_kind(&self, kind: Kind) -> ModelFile {
+        ModelFile { path: self.path.clone(), kind, template: self.template.clone(), variables: self.variables.clone() }
+    }
+
     /// The shape, where it is one.
     pub fn as_shape(&self) -> Option<&Shape> {
         match &self.kind {

@@ -4,7 +4,8 @@ use engine::{
     Arithmetic, Engine, KvType, LoadOptions, ModelFile, compare,
     quantize::{Mix, Plan, WriteOptions, write},
 };
-use testkit::{Fixture, TEXT_FIXTURES};
+use serde_json::{Value, json};
+use testkit::{Fixture, TEXT_FIXTURES, speaking};
 
 fn options(tokens: usize) -> LoadOptions {
     LoadOptions {
@@ -91,4 +92,83 @@ fn importance_names_every_matrix_and_counts_rows() {
     // Queries, keys and values read the same.
     assert_eq!(importance.entries["blk.0.attn_q.weight"], importance.entries["blk.0.attn_v.weight"]);
     assert!(load(&file, &options(16)).importance(&ids, 16, None, &mut |_, _| ()).is_err());
+}
+
+/// A SentencePiece vocabulary of 320 entries as `tokenizer.json` tells of Llama's: 256 bytes to fall back to, letters,
+/// and merges of them.
+fn sentence_pieces() -> Value {
+    let mut pieces: Vec<String> = ["<unk>", "<s>", "</s>"].map(str::to_owned).to_vec();
+    pieces.extend((0..256).map(|byte| format!("<0x{byte:02X}>")));
+    let merges =
+        ["t h", "th e", "\u{2581} the", "h a", "n d", "ha nd", "\u{2581} o", "\u{2581}o f", "i n", "in g", "s t"];
+    pieces.push("\u{2581}".to_owned());
+    pieces.extend(('a'..='z').map(String::from));
+    pieces.extend(merges.map(|merge| merge.replacen(' ', "", 1)));
+    let vocab: serde_json::Map<String, Value> =
+        pieces.into_iter().enumerate().map(|(id, piece)| (piece, json!(id))).collect();
+    let control = |id: u32, content: &str| {
+        json!({"id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false,
+               "normalized": false, "special": true})
+    };
+    json!({
+        "version": "1.0", "truncation": null, "padding": null,
+        "added_tokens": [control(0, "<unk>"), control(1, "<s>"), control(2, "</s>")],
+        "normalizer": {"type": "Sequence", "normalizers": [
+            {"type": "Prepend", "prepend": "\u{2581}"},
+            {"type": "Replace", "pattern": {"String": " "}, "content": "\u{2581}"},
+        ]},
+        "pre_tokenizer": null,
+        "post_processor": {"type": "TemplateProcessing",
+            "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+            "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}],
+            "special_tokens": {"<s>": {"id": "<s>", "ids": [1], "tokens": ["<s>"]}}},
+        "decoder": {"type": "Sequence", "decoders": [
+            {"type": "Replace", "pattern": {"String": "\u{2581}"}, "content": " "},
+            {"type": "ByteFallback"}, {"type": "Fuse"}, {"type": "Strip", "content": " ", "start": 1, "stop": 0},
+        ]},
+        "model": {"type": "BPE", "dropout": null, "unk_token": "<unk>", "continuing_subword_prefix": null,
+                  "end_of_word_suffix": null, "fuse_unk": true, "byte_fallback": true, "vocab": vocab,
+                  "merges": merges},
+    })
+}
+
+#[test]
+fn a_tokenizer_gives_the_same_ids_from_both_forms() {
+    let dir = tempfile::tempdir().unwrap();
+    let bytes = speaking("qwen2", dir.path()).unwrap();
+    let pieces = speaking("llama", dir.path()).unwrap();
+    std::fs::write(pieces.join("tokenizer.json"), sentence_pieces().to_string()).unwrap();
+    let config = json!({"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "</s>",
+                        "unk_token": "<unk>", "add_bos_token": true});
+    std::fs::write(pieces.join("tokenizer_config.json"), config.to_string()).unwrap();
+    for directory in [bytes, pieces] {
+        let file = ModelFile::open(&directory).unwrap();
+        let (source, _) = file.quantize_source().unwrap();
+        let plan = Plan::new(&source, &Mix::preset("q8_0").unwrap(), false).unwrap();
+        let target = directory.join("model.gguf");
+        write(&source, &plan, None, &target, &WriteOptions::default(), &mut |_, _| ()).unwrap();
+        let (theirs, ours) = (file.tokenizer().unwrap(), ModelFile::open(&target).unwrap().tokenizer().unwrap());
+        assert_eq!((theirs.bos(), theirs.add_bos()), (ours.bos(), ours.add_bos()), "{}", directory.display());
+        for text in ["the hand of the thing", " two  spaces", "", "z\u{e9}\n\t\u{1f984}", "sting\nhand", "A, b."] {
+            for special in [false, true] {
+                let (want, got) = (theirs.encode(text, special).unwrap(), ours.encode(text, special).unwrap());
+                assert_eq!(got, want, "{} {text:?}", directory.display());
+                assert_eq!(ours.decode(&got), theirs.decode(&want), "{text:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_model_packed_in_memory_is_the_one_packed_into_a_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = ModelFile::open(&Fixture::path("gemma3")).unwrap();
+    let options = WriteOptions::default();
+    let (packed, report) = file.quantized(&Mix::preset("q4_0").unwrap(), None, &options, &mut |_, _| ()).unwrap();
+    let written = quantised("gemma3", "q4_0", dir.path());
+    assert_eq!(report.file_bytes, written.file_bytes());
+    assert_eq!(packed.types(), written.types());
+    let ids: Vec<u32> = (0..8).collect();
+    let logits = |file: &ModelFile| load(file, &self::options(8)).logits(&ids).unwrap().values;
+    assert_eq!(logits(&packed), logits(&written));
 }

@@ -1,5 +1,5 @@
-//! A Hugging Face model in the form of a GGUF file: the names, the metadata, and what llama.cpp's converter changes in the
-//! weights (`convert_hf_to_gguf.py`): rows of q and k of Llama are permuted, 1 is added to the norms of Gemma, the
+//! A Hugging Face model in the form of a GGUF file: the names, the metadata, and what llama.cpp's converter changes in
+//! the weights (`convert_hf_to_gguf.py`): rows of q and k of Llama are permuted, 1 is added to the norms of Gemma, the
 //! divisors of Llama 3's frequencies become a tensor. Tokenizer and chat template are not a model's and not in here.
 
 use files::{

@@ -1,6 +1,6 @@
-//! Times the quantisation of a model of Gemma 3 27B's shape with random weights in bf16: `synthetic DIR LAYERS PRESET...`,
-//! of which the true model has 62.
-//! DIR takes 54 GB and the results; a file system in memory keeps disks out of the measurement.
+//! Times the quantisation of a model of Gemma 3 27B's shape with random weights in bf16: `synthetic DIR LAYERS
+//! PRESET...`, of which the true model has 62. DIR takes 54 GB and the results; a file system in memory keeps disks out
+//! of the measurement.
 
 use std::{error::Error, fs, os::unix::fs::FileExt, path::Path, sync::atomic::AtomicUsize, time::Instant};
 

@@ -1,8 +1,8 @@
 //! Importance matrices: for each matrix of a model the mean square of the activations that meet each of its columns.
 //!
 //! Two formats, both of llama.cpp's `llama-imatrix`: GGUF with `general.type` of `imatrix`, where a tensor
-//! `NAME.in_sum2` holds sums of squares and `NAME.counts` how many rows were summed (`tools/imatrix/README.md`); and the
-//! older `.dat`, a plain list of names, numbers of calls and sums.
+//! `NAME.in_sum2` holds sums of squares and `NAME.counts` how many rows were summed (`tools/imatrix/README.md`); and
+//! the older `.dat`, a plain list of names, numbers of calls and sums.
 
 use std::{collections::BTreeMap, fs, io::Write, path::Path};
 
@@ -90,8 +90,8 @@ impl Importance {
         })
     }
 
-    /// What each column of a tensor counts, for the row `first` of a tensor; `None` where nothing is known of it.
-    pub(crate) fn columns(&self, tensor: &SourceTensor, _first: usize) -> Option<&[f32]> {
+    /// What each column of a tensor counts; `None` where nothing is known of it.
+    pub(crate) fn columns(&self, tensor: &SourceTensor) -> Option<&[f32]> {
         let entry = self.entries.get(&tensor.name)?;
         let sum: f64 = entry.values.iter().map(|value| f64::from(*value)).sum();
         (entry.values.len() == tensor.cols() && sum > 0.0).then_some(&entry.values[..])

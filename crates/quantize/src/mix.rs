@@ -1,11 +1,13 @@
 //! From a preset and rules to a type for each tensor.
 
+use files::gguf::Head;
 use regex_automata::meta::Regex;
 use tensor::{DType, encode};
 
 use crate::{
     QuantizeError, Source, SourceTensor,
     presets::{Context, PRESETS, Preset, fallback, preset_names},
+    write::{heads, metadata},
 };
 
 /// Which type each tensor gets.
@@ -39,6 +41,17 @@ pub struct PlannedTensor {
     pub dtype: DType,
     /// What it would have become, where its rows do not divide into blocks of that.
     pub instead_of: Option<DType>,
+}
+
+impl PlannedTensor {
+    /// Bytes that the tensor takes.
+    ///
+    /// # Panics
+    /// Where this was planned for another tensor.
+    pub(crate) fn bytes(&self, tensor: &SourceTensor) -> u64 {
+        let row = self.dtype.row_bytes(tensor.cols()).expect("the plan falls back to what divides the row");
+        row as u64 * tensor.rows() as u64
+    }
 }
 
 impl Rule {
@@ -122,17 +135,31 @@ impl Plan {
         Ok(Plan { tensors, file_type: mix.preset.file_type, preset: mix.preset.name.to_owned() })
     }
 
+    /// Matrices with the type they have.
+    pub fn unchanged(source: &Source) -> Plan {
+        let keep = |tensor: &SourceTensor| {
+            let dtype = if is_matrix(tensor) { tensor.dtype } else { kept(tensor) };
+            PlannedTensor { dtype, instead_of: None }
+        };
+        Plan { tensors: source.tensors.iter().map(keep).collect(), file_type: 0, preset: "unchanged".to_owned() }
+    }
+
+    /// Bytes of the whole file, its head included.
+    ///
+    /// # Errors
+    /// Where the head cannot be made.
+    pub fn file_bytes(&self, source: &Source) -> Result<u64, QuantizeError> {
+        let head = Head::new(&metadata(source, self, None), &heads(source, self)).map_err(QuantizeError::Head)?;
+        Ok(head.file_bytes)
+    }
+
     /// Bytes of all tensors, without the head of the file.
     ///
     /// # Panics
     /// Where the plan was made for another source.
     pub fn bytes(&self, source: &Source) -> u64 {
-        let bytes = |(planned, tensor): (&PlannedTensor, &SourceTensor)| {
-            let row = planned.dtype.row_bytes(tensor.cols()).expect("the plan falls back to what divides the row");
-            row as u64 * tensor.rows() as u64
-        };
         assert_eq!(self.tensors.len(), source.tensors.len(), "a plan of this source");
-        self.tensors.iter().zip(&source.tensors).map(bytes).sum()
+        self.tensors.iter().zip(&source.tensors).map(|(planned, tensor)| planned.bytes(tensor)).sum()
     }
 }
 
@@ -146,7 +173,8 @@ pub(crate) fn is_matrix(tensor: &SourceTensor) -> bool {
     matrix && tensor.dtype.is_weight() && !kept
 }
 
-fn kept(tensor: &SourceTensor) -> DType {
+/// The type of what is not packed.
+pub(crate) fn kept(tensor: &SourceTensor) -> DType {
     match tensor.dtype {
         DType::F16 | DType::BF16 => DType::F32,
         other => other,

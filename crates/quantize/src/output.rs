@@ -1,20 +1,25 @@
 //! The files on their way: temporary names, a journal of what is done, and the rename at the end.
 //!
-//! `model.gguf` is written as `.model.gguf.partial`. Beside it lies `.model.gguf.journal`: a line that says of what, and a
-//! line for each tensor that is there with a checksum of its bytes. A later run that is asked for the same reads the
-//! journal, checks the bytes against it, and goes on.
+//! `model.gguf` is written as `.model.gguf.partial`. Beside it lies `.model.gguf.journal`: a line that says of what,
+//! and a line for each tensor that is there with a checksum of its bytes. A later run that is asked for the same reads
+//! the journal, checks the bytes against it, and goes on.
 
 use std::{
     collections::HashMap,
     fs::{self, File},
+    hash::BuildHasher,
     io::{self, Write},
     path::{Path, PathBuf},
-    sync::Mutex,
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
 };
 
 use files::gguf::{Head, TensorHead, Value};
+use foldhash::quality::FixedState;
 
-use crate::QuantizeError;
+use crate::{QuantizeError, pack::Sink};
 
 /// One file of the result.
 pub(crate) struct Part {
@@ -31,6 +36,8 @@ pub(crate) struct Output {
     pub(crate) places: Vec<(usize, usize)>,
     journal: PathBuf,
     log: Mutex<File>,
+    /// Exclusive or of the checksums of the pieces that were written, which come in any order; by tensor.
+    checksums: Vec<AtomicU64>,
     /// Checksums of tensors that an interrupted run left, by tensor.
     pub(crate) done: HashMap<usize, u64>,
 }
@@ -85,7 +92,8 @@ impl Output {
             fs::write(&journal, &log).map_err(io_error(&journal))?;
         }
         let log = File::options().append(true).open(&journal).map_err(io_error(&journal))?;
-        let output = Output { parts, places, journal, log: Mutex::new(log), done };
+        let checksums = layout.tensors.iter().map(|_| AtomicU64::new(0)).collect();
+        let output = Output { parts, places, journal, log: Mutex::new(log), checksums, done };
         for part in &output.parts {
             part.write(0, &part.head.bytes)?;
             // The end of the file is padding, which nothing else writes.
@@ -102,13 +110,8 @@ impl Output {
         (part, offset, bytes)
     }
 
-    /// Notes that all bytes of a tensor were written.
-    pub(crate) fn finished(&self, index: usize, checksum: u64) -> Result<(), QuantizeError> {
-        let mut log = self.log.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        writeln!(log, "{index} {checksum:016x}").map_err(io_error(&self.journal))
-    }
-
-    /// Everything is written: gives the files their names, the first part last, so that its name stands for a whole set.
+    /// Everything is written: gives the files their names, the first part last, so that its name stands for a whole
+    /// set.
     pub(crate) fn commit(self) -> Result<(Vec<PathBuf>, u64), QuantizeError> {
         for part in &self.parts {
             part.file.sync_all().map_err(io_error(&part.partial))?;
@@ -134,17 +137,77 @@ impl Output {
     }
 }
 
+impl Sink for Output {
+    fn has(&self, tensor: usize) -> bool {
+        self.done.contains_key(&tensor)
+    }
+
+    fn put(&self, tensor: usize, at: u64, bytes: &[u8]) -> Result<(), QuantizeError> {
+        let (part, offset, _) = self.place(tensor);
+        part.write(offset + at, bytes)?;
+        self.checksums[tensor].fetch_xor(checksum(offset + at, bytes), Relaxed);
+        Ok(())
+    }
+
+    fn finished(&self, tensor: usize) -> Result<(), QuantizeError> {
+        let checksum = self.checksums[tensor].load(Relaxed);
+        let mut log = self.log.lock().unwrap_or_else(PoisonError::into_inner);
+        writeln!(log, "{tensor} {checksum:016x}").map_err(io_error(&self.journal))
+    }
+}
+
+/// Of the bytes at a place in a file.
+pub(crate) fn checksum(offset: u64, bytes: &[u8]) -> u64 {
+    FixedState::with_seed(offset).hash_one(bytes)
+}
+
 impl Part {
     /// Writes bytes to their place.
-    pub(crate) fn write(&self, offset: u64, bytes: &[u8]) -> Result<(), QuantizeError> {
-        use std::os::unix::fs::FileExt;
-        self.file.write_all_at(bytes, offset).map_err(io_error(&self.partial))
+    fn write(&self, offset: u64, bytes: &[u8]) -> Result<(), QuantizeError> {
+        at_offset::write(&self.file, bytes, offset).map_err(io_error(&self.partial))
     }
 
     /// Reads bytes back.
     pub(crate) fn read(&self, offset: u64, bytes: &mut [u8]) -> Result<(), QuantizeError> {
-        use std::os::unix::fs::FileExt;
-        self.file.read_exact_at(bytes, offset).map_err(io_error(&self.partial))
+        at_offset::read(&self.file, bytes, offset).map_err(io_error(&self.partial))
+    }
+}
+
+/// Reading and writing in the middle of a file that threads share.
+#[cfg(unix)]
+mod at_offset {
+    use std::{fs::File, io, os::unix::fs::FileExt};
+
+    pub(super) fn write(file: &File, bytes: &[u8], offset: u64) -> io::Result<()> {
+        file.write_all_at(bytes, offset)
+    }
+
+    pub(super) fn read(file: &File, bytes: &mut [u8], offset: u64) -> io::Result<()> {
+        file.read_exact_at(bytes, offset)
+    }
+}
+
+/// As above, one thread at a time: elsewhere a file has but one place to write at.
+#[cfg(not(unix))]
+mod at_offset {
+    use std::{
+        fs::File,
+        io::{self, Read, Seek, SeekFrom, Write},
+        sync::{Mutex, PoisonError},
+    };
+
+    static TURN: Mutex<()> = Mutex::new(());
+
+    pub(super) fn write(mut file: &File, bytes: &[u8], offset: u64) -> io::Result<()> {
+        let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+        file.seek(SeekFrom::Start(offset))?;
+        file.write_all(bytes)
+    }
+
+    pub(super) fn read(mut file: &File, bytes: &mut [u8], offset: u64) -> io::Result<()> {
+        let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+        file.seek(SeekFrom::Start(offset))?;
+        file.read_exact(bytes)
     }
 }
 

@@ -1,8 +1,9 @@
 //! Presets: which type a tensor gets by what it is for.
 //!
-//! Those that others know by name give each tensor the type that llama.cpp's `llama-quantize` gives it (`llama-quant.cpp`,
-//! `llama_tensor_get_type`). `balanced`, `quality` and `small` are this project's own: attention in bytes, for the
-//! processor that multiplies bytes fastest, and the feed-forward blocks, most of the model, in groups of few bits.
+//! Those that others know by name give each tensor the type that llama.cpp's `llama-quantize` gives it
+//! (`llama_tensor_get_type` of `llama-quant.cpp`). `balanced`, `quality` and `small` are this project's own: attention
+//! in bytes, for the processor that multiplies bytes fastest, and the feed-forward blocks, most of the model, in groups
+//! of few bits.
 
 use tensor::DType;
 
@@ -75,6 +76,11 @@ pub(crate) const PRESETS: &[Preset] = &[
 /// The names of all presets.
 pub fn preset_names() -> impl Iterator<Item = &'static str> {
     PRESETS.iter().map(|preset| preset.name)
+}
+
+/// `general.file_type` of a file most of which is of this type.
+pub(crate) fn file_type(dtype: DType) -> u32 {
+    PRESETS.iter().rfind(|preset| preset.default == dtype).map_or(0, |preset| preset.file_type)
 }
 
 /// What a choice depends on besides the tensor.

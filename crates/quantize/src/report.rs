@@ -1,13 +1,15 @@
 //! What was done.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
+
+use crate::{Plan, PlannedTensor, Source, SourceTensor};
 
 /// What [`crate::write()`] did, as measured.
 #[derive(Clone, Debug, serde::Serialize)]
 pub struct Report {
-    /// The files written.
+    /// The files written; none where the result stays in memory.
     pub files: Vec<String>,
-    /// Their bytes, asked of the file system.
+    /// Their bytes, asked of the file system; of a result in memory the bytes that a file would have.
     pub file_bytes: u64,
     /// Bytes of the source's tensors.
     pub source_bytes: u64,
@@ -15,7 +17,7 @@ pub struct Report {
     pub parameters: u64,
     /// Bits of the files a weight.
     pub bits_per_weight: f64,
-    /// Seconds from the first byte to the rename.
+    /// Seconds from the first byte to the last, and to the rename where there are files.
     pub seconds: f64,
     /// Bytes of the source a second.
     pub source_bytes_per_s: f64,
@@ -61,14 +63,45 @@ pub struct TensorReport {
     pub instead_of: Option<String>,
     /// Bytes in the result.
     pub bytes: u64,
-    /// Power of the weights over that of the error, decibels, on a sample of rows; `None` where nothing was lost, or the
-    /// tensor was taken over from an interrupted run.
+    /// Power of the weights over that of the error, decibels, on a sample of rows; `None` where nothing was lost, or
+    /// the tensor was taken over from an interrupted run.
     pub snr_db: Option<f64>,
 }
 
 impl Report {
+    /// What was done in `time`; `powers` are sums of squares of weights and of errors, by tensor.
+    pub(crate) fn new(source: &Source, plan: &Plan, powers: &[(f64, f64)], file_bytes: u64, time: Duration) -> Report {
+        let tensor =
+            |((tensor, planned), (power, error)): ((&SourceTensor, &PlannedTensor), &(f64, f64))| TensorReport {
+                name: tensor.name.clone(),
+                shape: tensor.shape.clone(),
+                from: tensor.dtype.name().to_owned(),
+                to: planned.dtype.name().to_owned(),
+                instead_of: planned.instead_of.map(|dtype| dtype.name().to_owned()),
+                bytes: planned.bytes(tensor),
+                snr_db: (*error > 0.0).then(|| 10.0 * (power / error).log10()),
+            };
+        let tensors: Vec<TensorReport> = source.tensors.iter().zip(&plan.tensors).zip(powers).map(tensor).collect();
+        let parameters: u64 = source.tensors.iter().map(|tensor| tensor.elements() as u64).sum();
+        let source_bytes: u64 = source.tensors.iter().map(|tensor| tensor.data.len() as u64).sum();
+        Report {
+            files: Vec::new(),
+            file_bytes,
+            source_bytes,
+            parameters,
+            bits_per_weight: 8.0 * file_bytes as f64 / parameters.max(1) as f64,
+            seconds: time.as_secs_f64(),
+            source_bytes_per_s: source_bytes as f64 / time.as_secs_f64(),
+            threads: 0,
+            resumed: 0,
+            preset: plan.preset.clone(),
+            groups: Report::group(&tensors),
+            tensors,
+        }
+    }
+
     /// Sums tensors up by kind.
-    pub(crate) fn group(tensors: &[TensorReport]) -> BTreeMap<String, GroupReport> {
+    fn group(tensors: &[TensorReport]) -> BTreeMap<String, GroupReport> {
         let mut groups: BTreeMap<String, GroupReport> = BTreeMap::new();
         for tensor in tensors {
             let mut parts = tensor.name.split('.');

@@ -322,3 +322,32 @@ fn importance_survives_both_formats_and_guides() {
         );
     }
 }
+
+#[test]
+fn memory_gets_the_bytes_that_a_file_gets() {
+    let (dir, source) = (tempfile::tempdir().unwrap(), model());
+    let (plan, target) = (plan(&source, "q4_k_m", &[]).unwrap(), dir.path().join("model.gguf"));
+    let options = WriteOptions { threads: Some(3), ..WriteOptions::default() };
+    let written = run(&source, &plan, &target, &options).unwrap();
+    let (bytes, packed) = quantize::pack(&source, &plan, None, &options, &mut |_, _| ()).unwrap();
+    assert!(*bytes == fs::read(&target).unwrap());
+    assert_eq!((packed.file_bytes, packed.threads), (written.file_bytes, 3));
+    assert_eq!(packed.file_bytes, plan.file_bytes(&source).unwrap());
+    assert!(packed.files.is_empty());
+}
+
+#[test]
+fn short_memory_means_fewer_threads() {
+    let (dir, source) = (tempfile::tempdir().unwrap(), model());
+    let plan = plan(&source, "q8_0", &[]).unwrap();
+    // A thread holds a piece of 2^17 weights, three times four bytes each.
+    for (memory_bytes, threads) in [(1, 1), (4 << 20, 2), (1 << 30, 5)] {
+        let options = WriteOptions {
+            threads: Some(5),
+            memory_bytes: Some(memory_bytes),
+            replace: true,
+            ..WriteOptions::default()
+        };
+        assert_eq!(run(&source, &plan, &dir.path().join("model.gguf"), &options).unwrap().threads, threads);
+    }
+}

@@ -3,7 +3,7 @@
 use std::{path::PathBuf, process::ExitCode};
 
 use crate::{
-    args::{LoadArgs, ModelArg},
+    args::{LoadArgs, ModelArg, WeightArgs},
     exit::usage,
     model::{check_tokenizer, load_for, naming, open, read_text},
     output::{note, print, print_json},
@@ -36,6 +36,8 @@ pub(crate) struct PerplexityArgs {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
+    weights: WeightArgs,
+    #[command(flatten)]
     load: LoadArgs,
 }
 
@@ -47,6 +49,7 @@ impl PerplexityArgs {
         let text = read_text(&self.file)?;
         let file = open(self.model.model.as_deref())?;
         check_tokenizer(&file)?;
+        let file = self.weights.apply(file, self.load.threads(), false)?;
         let named = |error| naming(error, file.short_name());
         let options = self.load.scoring_options(self.window);
         let mut engine = load_for(&file, &options, self.load.context_flag("--window"), false)?.engine;

@@ -1,18 +1,21 @@
 //! `unicorn quantize`: a smaller file of a model.
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
 use engine::{
-    ModelFile,
-    quantize::{Importance, Mix, Plan, Report, Rule, Source, WriteOptions, preset_names, write},
+    Found, ModelFile, SearchOptions, Target,
+    quantize::{Importance, Mix, Plan, Report, Rule, Source, WriteOptions, write},
 };
 use serde_json::json;
 
 use crate::{
-    args::{LoadArgs, parse_bytes},
+    args::{LoadArgs, parse_bytes, parse_count},
     commands::compare::{self, TextArgs},
     exit::usage,
-    model::{naming, open},
+    model::{naming, open, read_text},
     output::{Output, bytes, count, gb_per_s, note, one_line, print},
     progress::{Bar, Unit},
 };
@@ -20,9 +23,9 @@ use crate::{
 /// Makes a smaller GGUF file of a model
 ///
 /// The source is a GGUF file of any type or a Hugging Face directory. Each matrix gets the type that the preset and the
-/// rules say; where the blocks of a type do not divide a row, one of blocks of 32 takes its place, or half precision, and
-/// the report says so. Norms and vectors stay in f32. The file appears under its name when it is whole; a run that was
-/// interrupted goes on where it was when it is asked for again.
+/// rules say; where the blocks of a type do not divide a row, one of blocks of 32 takes its place, or half precision,
+/// and the report says so. Norms and vectors stay in f32. The file appears under its name when it is whole; a run that
+/// was interrupted goes on where it was when it is asked for again.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Presets:
@@ -36,7 +39,7 @@ Examples:
   unicorn quantize gemma-3-270m model.gguf
   unicorn quantize model-f16.gguf model-q4_k_m.gguf --preset q4_k_m --imatrix imatrix.gguf
   unicorn quantize model-f16.gguf out.gguf --preset q4_0 --rule 'blk\\.(0|1)\\..*=q8_0'
-  unicorn quantize model-f16.gguf out.gguf --target-size 800MiB
+  unicorn quantize model-f16.gguf out.gguf --target-size 800MiB --text text.txt
   unicorn quantize model-f16.gguf out.gguf --evaluate text.txt --max-degradation 5%")]
 pub(crate) struct QuantizeArgs {
     /// GGUF file, Hugging Face directory, or a name that `unicorn list` shows
@@ -51,9 +54,8 @@ pub(crate) struct QuantizeArgs {
     /// A type for the matrices whose whole name a regular expression fits; repeatable, the first that fits wins
     #[arg(long, value_name = "PATTERN=TYPE")]
     rule: Vec<String>,
-    /// Takes the preset with the most bits that stays within this size, as 800MiB
-    #[arg(long, value_name = "SIZE", value_parser = parse_bytes, conflicts_with = "preset")]
-    target_size: Option<u64>,
+    #[command(flatten)]
+    target: TargetArgs,
     /// Importance matrix of `unicorn imatrix` or llama-imatrix
     #[arg(long, value_name = "FILE")]
     imatrix: Option<PathBuf>,
@@ -63,6 +65,9 @@ pub(crate) struct QuantizeArgs {
     /// Replaces OUT where it exists
     #[arg(long)]
     force: bool,
+    /// Memory that packing may take beside the page cache; fewer threads run where it is short [default: 2GiB]
+    #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
+    memory: Option<u64>,
     /// Prints what would be written, and writes nothing
     #[arg(long)]
     dry_run: bool,
@@ -85,6 +90,30 @@ pub(crate) struct QuantizeArgs {
     load: LoadArgs,
 }
 
+/// What the mix is searched for, in the place of a preset.
+#[derive(Debug, clap::Args)]
+struct TargetArgs {
+    /// The best mix whose file stays within this size, as 800MiB
+    #[arg(long, value_name = "SIZE", value_parser = parse_bytes, requires = "text", conflicts_with_all = ["preset", "rule", "target_kld"])]
+    target_size: Option<u64>,
+    /// The smallest mix whose mean KL divergence from IN on --text is at most this, nats
+    #[arg(long, value_name = "NATS", value_parser = parse_nats, requires = "text", conflicts_with_all = ["preset", "rule"])]
+    target_kld: Option<f64>,
+    /// Text on which the search measures what each group of tensors does to the model: not the one to evaluate on
+    #[arg(long, value_name = "FILE")]
+    text: Option<PathBuf>,
+    /// Windows of 256 tokens of --text that each measurement runs
+    #[arg(long, value_name = "K", default_value_t = 4, value_parser = parse_count)]
+    text_windows: usize,
+}
+
+fn parse_nats(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(nats) if nats.is_finite() && nats > 0.0 => Ok(nats),
+        _ => Err("expected a divergence above zero, as 0.01".to_owned()),
+    }
+}
+
 /// `5%` or `0.05`.
 fn parse_share(text: &str) -> Result<f64, String> {
     let (number, scale) = text.strip_suffix('%').map_or((text, 1.0), |number| (number, 0.01));
@@ -104,16 +133,21 @@ impl QuantizeArgs {
         let (source, notices) = input.quantize_source().map_err(|error| naming(error, input.short_name()))?;
         notices.iter().for_each(|notice| note(format_args!("note: {}", one_line(notice))));
         let importance = self.imatrix.as_deref().map(Importance::read).transpose()?;
-        let plan = self.plan(&source, importance.is_some())?;
+        let options = WriteOptions {
+            threads: self.load.threads(),
+            split_bytes: self.split,
+            replace: self.force,
+            memory_bytes: self.memory,
+        };
+        let found = self.search(&input, &source, importance.as_ref(), &options)?;
+        let plan = match &found {
+            Some(found) => found.plan.clone(),
+            None => self.plan(&source, importance.is_some())?,
+        };
         if self.dry_run {
             print(&dry_run(&source, &plan))?;
             return Ok(ExitCode::SUCCESS);
         }
-        let options = WriteOptions {
-            threads: self.load.cpu.threads.map(usize::from),
-            split_bytes: self.split,
-            replace: self.force,
-        };
         let mut bar = Bar::new("quantising", Unit::Bytes, true);
         let report = write(&source, &plan, importance.as_ref(), &self.output, &options, &mut |done, total| {
             bar.at(done, total);
@@ -124,7 +158,11 @@ impl QuantizeArgs {
         let comparison = self.compare(&input, &report)?;
         if let Some(file) = report_file {
             let peak = engine::peak_memory_bytes();
-            file.finish_json(&json!({"quantize": report, "peak_memory_bytes": peak, "comparison": comparison}))?;
+            let search = found
+                .map(|found| json!({"sensitivities": found.sensitivities, "foretold": found.foretold, "kl": found.kl}));
+            file.finish_json(&json!({
+                "quantize": report, "peak_memory_bytes": peak, "comparison": comparison, "search": search,
+            }))?;
         }
         match (self.max_degradation, comparison) {
             (Some(most), Some(found)) if found.degradation > most => {
@@ -136,24 +174,44 @@ impl QuantizeArgs {
     }
 
     fn plan(&self, source: &Source, has_importance: bool) -> anyhow::Result<Plan> {
-        let plan = |preset: &str| -> anyhow::Result<Plan> {
-            let mut mix = Mix::preset(preset)?;
-            for rule in &self.rule {
-                mix = mix.rule(Rule::parse(rule)?);
-            }
-            Ok(Plan::new(source, &mix, has_importance)?)
-        };
-        let Some(most) = self.target_size else { return plan(&self.preset) };
-        let mut plans = preset_names().map(plan).collect::<anyhow::Result<Vec<_>>>()?;
-        plans.sort_by_key(|plan| plan.bytes(source));
-        let smallest = plans.first().map_or(0, |plan| plan.bytes(source));
-        match plans.into_iter().rfind(|plan| plan.bytes(source) <= most) {
-            Some(plan) => {
-                note(format_args!("{}: the largest preset within {}", plan.preset, bytes(most)));
-                Ok(plan)
-            }
-            None => Err(usage(format!("--target-size {}: the smallest preset takes {}", bytes(most), bytes(smallest)))),
+        let mut mix = Mix::preset(&self.preset)?;
+        for rule in &self.rule {
+            mix = mix.rule(Rule::parse(rule)?);
         }
+        Ok(Plan::new(source, &mix, has_importance)?)
+    }
+
+    /// The mix for --target-size or --target-kld, where one is asked for.
+    fn search(
+        &self,
+        input: &ModelFile,
+        source: &Source,
+        importance: Option<&Importance>,
+        options: &WriteOptions,
+    ) -> anyhow::Result<Option<Found>> {
+        const WINDOW: usize = 256;
+        let TargetArgs { target_size, target_kld, text, text_windows } = &self.target;
+        let target = match (target_size, target_kld) {
+            (Some(bytes), _) => {
+                // The head of the file counts: its size hardly depends on the types.
+                let unchanged = Plan::unchanged(source);
+                let head = unchanged.file_bytes(source)? - unchanged.bytes(source);
+                Target::Bytes(bytes.saturating_sub(head))
+            }
+            (None, Some(nats)) => Target::Divergence(*nats),
+            (None, None) => return Ok(None),
+        };
+        let words = read_text(text.as_deref().unwrap_or(Path::new("-")))?;
+        let named = |error| naming(error, input.short_name());
+        let ids = input.tokenizer().map_err(named)?.encode(&words, false)?;
+        let load = self.load.scoring_options(WINDOW);
+        let search = SearchOptions { window: WINDOW, windows: *text_windows, load, write: options.clone() };
+        let mut bar = Bar::new("groups of tensors", Unit::Count, true);
+        let found = input.search(source, importance, target, &ids, &search, &mut |done, all| bar.at(done, all));
+        bar.clear();
+        let found = found.map_err(named)?;
+        note(format_args!("searched: {:.5} nats foretold, {:.5} measured on --text", found.foretold, found.kl));
+        Ok(Some(found))
     }
 
     fn compare(&self, input: &ModelFile, report: &Report) -> anyhow::Result<Option<engine::Comparison>> {

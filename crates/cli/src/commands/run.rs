@@ -11,7 +11,7 @@ use serde_json::{Map, Value, json};
 
 use crate::{
     answer::{Shown, answer, footer},
-    args::{DraftArgs, LoadArgs, ModelArg, SamplingArgs, TemplateOptions},
+    args::{DraftArgs, LoadArgs, ModelArg, SamplingArgs, TemplateOptions, WeightArgs},
     commands::plan,
     exit::{INTERRUPTED, usage},
     interrupt::{self, Answering, Rule},
@@ -79,6 +79,8 @@ pub(crate) struct RunArgs {
     #[command(flatten)]
     drafts: DraftArgs,
     #[command(flatten)]
+    weights: WeightArgs,
+    #[command(flatten)]
     load: LoadArgs,
 }
 
@@ -93,7 +95,8 @@ struct Prompt {
 impl RunArgs {
     pub(crate) fn execute(self) -> anyhow::Result<ExitCode> {
         if self.dry_run {
-            return plan::show(&open(self.model.model.as_deref())?, &self.load.generating(&self.drafts), self.json);
+            let file = self.weights.apply(open(self.model.model.as_deref())?, self.load.threads(), self.quiet)?;
+            return plan::show(&file, &self.load.generating(&self.drafts), self.json);
         }
         // Whatever can be wrong before the weights are read is said before.
         let output = self.output.as_deref().map(Output::create).transpose()?;
@@ -102,6 +105,7 @@ impl RunArgs {
         let mut file = open_and_say(self.model.model.as_deref(), !self.quiet)?;
         check_tokenizer(&file)?;
         self.template.apply(&mut file)?;
+        let file = self.weights.apply(file, self.load.threads(), self.quiet)?;
         let mut loaded = load(&file, &self.load.generating(&self.drafts), self.quiet)?;
         let prompt = self.encode(&loaded.engine, &file, text)?;
         let request = self.request(&prompt, sampler);

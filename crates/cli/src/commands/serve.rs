@@ -18,7 +18,7 @@ use engine::{KvMemory, LoadOptions, ModelFile, Service, ServiceOptions};
 use server::{Handle, Limits, Server, ServerOptions, Timeouts, Tls};
 
 use crate::{
-    args::{DraftArgs, LoadArgs, ModelArg, PickArgs, TemplateOptions, parse_bytes, parse_count},
+    args::{DraftArgs, LoadArgs, ModelArg, PickArgs, TemplateOptions, WeightArgs, parse_bytes, parse_count},
     exit::{INTERRUPTED, usage},
     interrupt,
     model::{load_with, open},
@@ -83,6 +83,8 @@ pub(crate) struct ServeArgs {
     log_json: bool,
     #[command(flatten)]
     drafts: DraftArgs,
+    #[command(flatten)]
+    weights: WeightArgs,
     #[command(flatten)]
     load: LoadArgs,
 }
@@ -267,8 +269,11 @@ impl ServeArgs {
     ) -> anyhow::Result<std::thread::JoinHandle<()>> {
         let (options, slots) = (self.load_options(), self.batching.slots);
         let service = ServiceOptions { queue: self.batching.queue, gap: Duration::from_millis(self.batching.gap) };
+        let weights = self.weights.clone();
         let work = move || {
-            let loaded = load_with(&file, &options, "--ctx", false, &mut |done, all| handle.loading(done, all));
+            let loaded = weights.apply(file, options.threads, false).and_then(|file| {
+                load_with(&file, &options, "--ctx", false, &mut |done, all| handle.loading(done, all))
+            });
             let ready = loaded.and_then(|loaded| {
                 let kv: u64 = loaded.engine.plan().bytes.iter().map(|device| device.kv).sum();
                 Ok((Service::start(loaded.engine, service)?, kv))

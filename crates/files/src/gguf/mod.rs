@@ -4,7 +4,8 @@
 //! versions are read alike and a big-endian file is refused. The layout:
 //!
 //! ```text
-//! "GGUF" | version u32 | tensors u64 | keys u64 | key, type, value ... | name, rank, dims, type, offset ... | pad | data
+//! "GGUF" | version u32 | tensors u64 | keys u64 | key, type, value ... | name, rank, dims, type, offset ... | pad |
+//! data
 //! ```
 //!
 //! A split set is written by `llama-gguf-split`: parts are named `NAME-00001-of-0000N.gguf`, each carries `split.no`

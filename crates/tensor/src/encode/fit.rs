@@ -2,19 +2,19 @@
 //!
 //! For weights `x`, importance `w` and codes `q` the scale that minimises `sum w (x - d q)^2` is
 //! `d = sum w x q / sum w q^2`, and it leaves `sum w x^2 - (sum w x q)^2 / sum w q^2`. For a scale, the best code of an
-//! element is the nearest level. So a fit tries some scales, rounds to codes, and keeps the codes whose best scale leaves
-//! least. With a minimum there are two unknowns and two normal equations; the search is the same.
+//! element is the nearest level. So a fit tries some scales, rounds to codes, and keeps the codes whose best scale
+//! leaves least. With a minimum there are two unknowns and two normal equations; the search is the same.
 
 #![forbid(unsafe_code)]
 
-use super::tile::{LANES, Lanes, Tile, clamp, extremes, inverse, ranges, round, row};
+use super::tile::{LANES, Lanes, Tile, clamp, extremes, inverse, ranges, round_product, row};
 
 /// The values that codes stand for, in units of the scale.
 pub(super) trait Levels {
     /// The level with the largest absolute value, sign included: the extreme weight falls near it.
     const EXTREME: f32;
-    /// The level nearest to `v`.
-    fn nearest(v: f32) -> f32;
+    /// The level nearest to `x * inverse_scale`.
+    fn nearest(x: f32, inverse_scale: f32) -> f32;
 }
 
 /// The integers from `-HALF` to `HALF - 1`.
@@ -24,8 +24,8 @@ impl<const HALF: i32> Levels for Signed<HALF> {
     const EXTREME: f32 = -(HALF as f32);
 
     #[inline(always)]
-    fn nearest(v: f32) -> f32 {
-        clamp(round(v), -(HALF as f32), (HALF - 1) as f32)
+    fn nearest(x: f32, inverse_scale: f32) -> f32 {
+        clamp(round_product(x, inverse_scale), -(HALF as f32), (HALF - 1) as f32)
     }
 }
 
@@ -36,10 +36,10 @@ pub(super) fn products<L: Levels, const N: usize>(x: &Tile<N>, w: &Tile<N>, inve
     for (x, w) in x.iter().zip(w) {
         row();
         for l in 0..LANES {
-            let q = L::nearest(x[l] * inverse_scale[l]);
+            let q = L::nearest(x[l], inverse_scale[l]);
             let wq = w[l] * q;
-            xq[l] += wq * x[l];
-            qq[l] += wq * q;
+            xq[l] = wq.mul_add(x[l], xq[l]);
+            qq[l] = wq.mul_add(q, qq[l]);
         }
     }
     (xq, qq)
@@ -53,8 +53,8 @@ pub(super) fn error<L: Levels, const N: usize>(x: &Tile<N>, w: &Tile<N>, d: &Lan
     for (x, w) in x.iter().zip(w) {
         row();
         for l in 0..LANES {
-            let rest = x[l] - d[l] * L::nearest(x[l] * inverse_scale[l]);
-            sum[l] += w[l] * (rest * rest);
+            let rest = (-d[l]).mul_add(L::nearest(x[l], inverse_scale[l]), x[l]);
+            sum[l] = (w[l] * rest).mul_add(rest, sum[l]);
         }
     }
     sum
@@ -93,11 +93,11 @@ pub(super) fn moments<const N: usize>(x: &Tile<N>, w: &Tile<N>, inverse_scale: &
     for (x, w) in x.iter().zip(w) {
         row();
         for l in 0..LANES {
-            let q = clamp(round((x[l] - m[l]) * inverse_scale[l]), 0.0, top);
+            let q = clamp(round_product(x[l] - m[l], inverse_scale[l]), 0.0, top);
             let wq = w[l] * q;
             sq[l] += wq;
-            sqq[l] += wq * q;
-            sxq[l] += wq * x[l];
+            sqq[l] = wq.mul_add(q, sqq[l]);
+            sxq[l] = wq.mul_add(x[l], sxq[l]);
         }
     }
     Moments { q: sq, qq: sqq, xq: sxq }
@@ -111,7 +111,7 @@ pub(super) fn totals<const N: usize>(x: &Tile<N>, w: &Tile<N>) -> (Lanes, Lanes)
         row();
         for l in 0..LANES {
             sw[l] += w[l];
-            sx[l] += w[l] * x[l];
+            sx[l] = w[l].mul_add(x[l], sx[l]);
         }
     }
     (sw, sx)
@@ -126,8 +126,8 @@ pub(super) fn affine_error<const N: usize>(x: &Tile<N>, w: &Tile<N>, d: &Lanes, 
         row();
         for l in 0..LANES {
             let above = x[l] - m[l];
-            let rest = above - d[l] * clamp(round(above * inverse_scale[l]), 0.0, top);
-            sum[l] += w[l] * (rest * rest);
+            let rest = (-d[l]).mul_add(clamp(round_product(above, inverse_scale[l]), 0.0, top), above);
+            sum[l] = (w[l] * rest).mul_add(rest, sum[l]);
         }
     }
     sum

@@ -1,7 +1,8 @@
 //! Instruction sets as values, and the one place that enters code compiled for them.
 
-/// The instruction set that an encoder runs with. The bytes are the same whichever it is: bodies use no fused
-/// multiply-add and sum in an order that is written down, so that only their speed differs.
+/// The instruction set that an encoder runs with. The bytes are the same whichever it is: where bodies fuse a product
+/// and a sum they say so (`mul_add`, which rounds once on every processor), and they sum in an order that is written
+/// down, so that only their speed differs.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Isa {
     Avx512(Avx512),
@@ -13,7 +14,7 @@ pub(super) enum Isa {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Avx512(());
 
-/// AVX2 with F16C.
+/// AVX2 with FMA and F16C.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Avx2(());
 
@@ -22,7 +23,8 @@ impl Isa {
     pub(super) fn detect() -> Isa {
         #[cfg(target_arch = "x86_64")]
         {
-            let avx2 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("f16c");
+            let avx2 =
+                is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c");
             let avx512 = is_x86_feature_detected!("avx512f")
                 && is_x86_feature_detected!("avx512bw")
                 && is_x86_feature_detected!("avx512dq")
@@ -55,12 +57,12 @@ macro_rules! for_isa {
         $(#[$meta])*
         fn $name(isa: $crate::encode::isa::Isa, $($arg: $ty),*) -> $out {
             #[cfg(target_arch = "x86_64")]
-            #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,f16c")]
+            #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
             fn avx512($($arg: $ty),*) -> $out {
                 $body($($arg),*)
             }
             #[cfg(target_arch = "x86_64")]
-            #[target_feature(enable = "avx2,f16c")]
+            #[target_feature(enable = "avx2,fma,f16c")]
             fn avx2($($arg: $ty),*) -> $out {
                 $body($($arg),*)
             }

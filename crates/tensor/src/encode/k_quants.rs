@@ -6,7 +6,7 @@ use super::{
     fit::{Levels, Signed},
     supers::{self, AffineSearch, Pair, Scales, SignedSearch},
     tables::Iq4,
-    tile::{LANES, Lanes, Tile, byte, clamp, inverse, round, row},
+    tile::{LANES, Lanes, Tile, byte, clamp, inverse, round_product, row},
     turn,
     weights::weigh,
 };
@@ -64,7 +64,7 @@ fn codes<L: Levels, const N: usize>(x: &Tile<N>, scales: &Scales, low: f32, out:
     for (codes, x) in codes.iter_mut().zip(x) {
         row();
         for l in 0..LANES {
-            codes[l] = byte(L::nearest(x[l] * inverse_scale[l]) - low);
+            codes[l] = byte(L::nearest(x[l], inverse_scale[l]) - low);
         }
     }
     in_order(&codes, out);
@@ -78,7 +78,7 @@ fn affine_codes<const N: usize>(x: &Tile<N>, pair: &Pair, top: f32, out: &mut [[
     for (codes, x) in codes.iter_mut().zip(x) {
         row();
         for l in 0..LANES {
-            codes[l] = byte(clamp(round((x[l] + minimum[l]) * inverse_scale[l]), 0.0, top));
+            codes[l] = byte(clamp(round_product(x[l] + minimum[l], inverse_scale[l]), 0.0, top));
         }
     }
     in_order(&codes, out);
@@ -130,7 +130,7 @@ pub(super) struct Q3K;
 impl Blocks<16, 110> for Q3K {
     #[inline(always)]
     fn pack(x: &Tile<16>, w: &Tile<16>, [block, _]: &mut [[u8; 110]; 2]) -> Lanes {
-        let search = SignedSearch { half: 32.0, factors: &Q3 };
+        let search = SignedSearch { half: 32.0, factors: &Q3, rounds: 4 };
         let scales = supers::signed::<Signed<4>, 16, 16>(x, w, &search);
         let mut runs = [[0; 16]; LANES];
         codes::<Signed<4>, 16>(x, &scales, -4.0, &mut runs);
@@ -221,7 +221,7 @@ pub(super) struct Q6K;
 impl Blocks<16, 210> for Q6K {
     #[inline(always)]
     fn pack(x: &Tile<16>, w: &Tile<16>, [block, _]: &mut [[u8; 210]; 2]) -> Lanes {
-        let search = SignedSearch { half: 128.0, factors: &[0.95, 0.97, 0.98, 0.99, 1.0, 1.01, 1.02] };
+        let search = SignedSearch { half: 128.0, factors: &[0.95, 0.97, 0.98, 0.99, 1.0, 1.01, 1.02], rounds: 2 };
         let scales = supers::signed::<Signed<32>, 16, 16>(x, w, &search);
         let mut runs = [[0; 16]; LANES];
         codes::<Signed<32>, 16>(x, &scales, -32.0, &mut runs);
@@ -249,7 +249,7 @@ impl Blocks<32, 136> for Iq4Xs {
     #[inline(always)]
     fn pack(x: &Tile<32>, w: &Tile<32>, blocks: &mut [[u8; 136]; 2]) -> Lanes {
         let factors = &[0.8, 0.86, 0.92, 0.98, 1.04, -0.8, -0.86, -0.92, -0.98];
-        let search = SignedSearch { half: 32.0, factors };
+        let search = SignedSearch { half: 32.0, factors, rounds: 2 };
         let scales = supers::signed::<Iq4, 32, 8>(x, w, &search);
         let inverse_scale = scales.run().map(inverse);
         let (mut rows, mut runs) = ([[0; LANES]; 32], [[0; 32]; LANES]);

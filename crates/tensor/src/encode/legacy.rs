@@ -5,7 +5,7 @@
 use super::{
     fit::{self, Levels, Minimum, Signed},
     tables::{E2m1, Iq4},
-    tile::{LANES, Lanes, Tile, byte, clamp, extremes, inverse, round, row},
+    tile::{LANES, Lanes, Tile, byte, clamp, extremes, inverse, round_product, row},
     turn,
     weights::weigh,
 };
@@ -25,6 +25,12 @@ fn pick<'a>(thorough: bool, long: &'a [f32], short: &'a [f32]) -> &'a [f32] {
     if thorough { long } else { short }
 }
 
+/// Rounds of refitting.
+#[inline(always)]
+fn pick_rounds(thorough: bool) -> usize {
+    if thorough { 4 } else { 2 }
+}
+
 /// Half-precision scales: their bits, and what they are worth.
 #[inline(always)]
 pub(super) fn halves(values: &Lanes) -> ([[u8; 2]; LANES], Lanes) {
@@ -36,9 +42,12 @@ pub(super) fn halves(values: &Lanes) -> ([[u8; 2]; LANES], Lanes) {
     (bits.map(|half| half.to_le_bytes()), worth)
 }
 
-/// A type of block, as the fit of sixteen at once. A trait, since a closure would not be compiled for the instruction set
-/// of its caller.
+/// A type of block, as the fit of sixteen at once. A trait, since a closure would not be compiled for the instruction
+/// set of its caller.
 pub(super) trait Blocks<const BYTES: usize> {
+    /// Whether errors are weighed without an importance too; else `w` means nothing then.
+    const WEIGHED: bool = true;
+
     /// Packs a tile, and answers a number for each block that is finite where its scales are. `thorough` looks at more
     /// candidates.
     fn pack(x: &Tile<LEN>, w: &Tile<LEN>, thorough: bool, blocks: &mut [[u8; BYTES]; LANES]) -> Lanes;
@@ -55,7 +64,9 @@ pub(super) fn encode<B: Blocks<BYTES>, const BYTES: usize>(
     let mut blocks = [[0; BYTES]; LANES];
     for (i, (src, out)) in src.chunks(LEN * LANES).zip(dst.chunks_mut(BYTES * LANES)).enumerate() {
         turn::into_lanes(src, &mut x);
-        weigh(&x, importance.map(|all| &all[i * LEN * LANES..][..src.len()]), &mut w);
+        if B::WEIGHED || importance.is_some() {
+            weigh(&x, importance.map(|all| &all[i * LEN * LANES..][..src.len()]), &mut w);
+        }
         let scales = B::pack(&x, &w, importance.is_some(), &mut blocks);
         if let Some(l) = scales.iter().position(|scale| !scale.is_finite()) {
             return Err(i * LANES + l);
@@ -85,7 +96,7 @@ fn codes<L: Levels>(x: &Tile<LEN>, d: &Lanes, low: f32) -> [[u8; LANES]; LEN] {
     for (codes, x) in codes.iter_mut().zip(x) {
         row();
         for l in 0..LANES {
-            codes[l] = byte(L::nearest(x[l] * inverse_scale[l]) - low);
+            codes[l] = byte(L::nearest(x[l], inverse_scale[l]) - low);
         }
     }
     codes
@@ -125,17 +136,42 @@ fn place<const BYTES: usize>(packed: &[[u8; LANES]; 16], at: usize, blocks: &mut
     }
 }
 
+/// Without an importance the extreme weight takes the code -8, as ggml has it (`quantize_row_q4_0_ref`), and nothing is
+/// searched: a scale that leaves less error moves the extreme weight, and of so few levels that costs a model more than
+/// the error it saves (docs/quantisation.md has the measurement). With one, what the extremes are worth is known.
 pub(super) struct Q40;
 
 impl Blocks<18> for Q40 {
+    const WEIGHED: bool = false;
+
     #[inline(always)]
     fn pack(x: &Tile<LEN>, w: &Tile<LEN>, thorough: bool, blocks: &mut [[u8; 18]; LANES]) -> Lanes {
-        let (d, worth) = half_scale::<Signed<8>>(x, w, pick(thorough, &Q4, &[0.89, 0.95, 1.0, 1.06]));
-        let codes = codes::<Signed<8>>(x, &worth, -8.0);
+        let (d, worth, codes) = if thorough {
+            let (d, worth) = half_scale::<Signed<8>>(x, w, &Q4);
+            (d, worth, codes::<Signed<8>>(x, &worth, -8.0))
+        } else {
+            let exact = extremes(x).map(|extreme| extreme / -8.0);
+            let (d, worth) = halves(&exact);
+            (d, worth, from_extreme(x, &exact))
+        };
         place(&pack_low(&codes), 2, blocks);
         blocks.iter_mut().zip(d).for_each(|(block, d)| block[..2].copy_from_slice(&d));
         worth
     }
+}
+
+/// Codes 0 to 15 of the scale as it was before it became f16, halves rounded up.
+#[inline(always)]
+fn from_extreme(x: &Tile<LEN>, d: &Lanes) -> [[u8; LANES]; LEN] {
+    let inverse_scale = d.map(inverse);
+    let mut codes = [[0; LANES]; LEN];
+    for (codes, x) in codes.iter_mut().zip(x) {
+        row();
+        for l in 0..LANES {
+            codes[l] = byte(clamp((x[l] * inverse_scale[l] + 8.5).floor(), 0.0, 15.0));
+        }
+    }
+    codes
 }
 
 pub(super) struct Q50;
@@ -247,8 +283,8 @@ struct Affine {
 }
 
 #[inline(always)]
-fn affine(x: &Tile<LEN>, w: &Tile<LEN>, top: f32, factors: &[f32]) -> Affine {
-    let (d, m) = fit::affine(x, w, top, Minimum::Free, factors, 2);
+fn affine(x: &Tile<LEN>, w: &Tile<LEN>, top: f32, factors: &[f32], rounds: usize) -> Affine {
+    let (d, m) = fit::affine(x, w, top, Minimum::Free, factors, rounds);
     let (d_bytes, d) = halves(&d);
     let (m_bytes, m) = halves(&m);
     let inverse_scale = d.map(inverse);
@@ -256,7 +292,7 @@ fn affine(x: &Tile<LEN>, w: &Tile<LEN>, top: f32, factors: &[f32]) -> Affine {
     for (codes, x) in codes.iter_mut().zip(x) {
         row();
         for l in 0..LANES {
-            codes[l] = byte(clamp(round((x[l] - m[l]) * inverse_scale[l]), 0.0, top));
+            codes[l] = byte(clamp(round_product(x[l] - m[l], inverse_scale[l]), 0.0, top));
         }
     }
     let mut sum = [0.0; LANES];
@@ -271,7 +307,8 @@ pub(super) struct Q41;
 impl Blocks<20> for Q41 {
     #[inline(always)]
     fn pack(x: &Tile<LEN>, w: &Tile<LEN>, thorough: bool, blocks: &mut [[u8; 20]; LANES]) -> Lanes {
-        let Affine { d, m, codes, sum } = affine(x, w, 15.0, pick(thorough, &Q4_1, &[0.94, 1.0, 1.06, 1.13]));
+        let Affine { d, m, codes, sum } =
+            affine(x, w, 15.0, pick(thorough, &Q4_1, &[0.94, 1.0, 1.06, 1.13]), pick_rounds(thorough));
         place(&pack_low(&codes), 4, blocks);
         for ((block, d), m) in blocks.iter_mut().zip(d).zip(m) {
             block[..2].copy_from_slice(&d);
@@ -286,7 +323,8 @@ pub(super) struct Q51;
 impl Blocks<24> for Q51 {
     #[inline(always)]
     fn pack(x: &Tile<LEN>, w: &Tile<LEN>, thorough: bool, blocks: &mut [[u8; 24]; LANES]) -> Lanes {
-        let Affine { d, m, codes, sum } = affine(x, w, 31.0, pick(thorough, &Q5_1, &[0.97, 1.0, 1.03, 1.06]));
+        let Affine { d, m, codes, sum } =
+            affine(x, w, 31.0, pick(thorough, &Q5_1, &[0.97, 1.0, 1.03, 1.06]), pick_rounds(thorough));
         place(&pack_low(&codes), 8, blocks);
         for (((block, d), m), fifth) in blocks.iter_mut().zip(d).zip(m).zip(pack_fifth(&codes)) {
             block[..2].copy_from_slice(&d);

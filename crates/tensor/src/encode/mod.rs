@@ -1,8 +1,8 @@
 //! Quantisation of weights by search: the least weighted error that a block type can give, as fast as memory is read.
 //!
-//! [`encode`] packs `f32` rows into every type that model files are made in. Unlike [`crate::blocks::quantize`], which is
-//! the plain definition of the types without a search, it minimises `sum w (x - y)^2` over the scales (and minima) of a
-//! block, where `y` is what the block decodes to and `w` says what an error counts: see [`fit`](self) below.
+//! [`encode`] packs `f32` rows into every type that model files are made in. Unlike [`crate::blocks::quantize`], which
+//! is the plain definition of the types without a search, it minimises `sum w (x - y)^2` over the scales (and minima)
+//! of a block, where `y` is what the block decodes to and `w` says what an error counts: see [`fit`](self) below.
 //!
 //! Blocks are turned so that sixteen of them lie side by side and every step is plain arithmetic on sixteen lanes; the
 //! loops are compiled for AVX-512, AVX2 and any processor, and the best is taken at run time. The bytes are the same on
@@ -73,8 +73,8 @@ isa::for_isa! {
 
 /// Packs `src` into whole blocks of `dtype`, one of [`TYPES`].
 ///
-/// `importance`, as long as `src`, is what the square of an error at each element counts, zero or above: the mean square
-/// of the activation that meets the element's column. Only ratios within a block matter.
+/// `importance`, as long as `src`, is what the square of an error at each element counts, zero or above: the mean
+/// square of the activation that meets the element's column. Only ratios within a block matter.
 ///
 /// # Errors
 /// Where the type cannot be made, the lengths do not match, or a block holds NaN, infinity or what its f16 scale cannot
@@ -121,8 +121,8 @@ fn encode_with(
     encode(isa, src, importance, dst).map_err(bad)
 }
 
-/// The first element that is NaN, infinite, or so large that no f16 scale reaches it. What is let through leaves sums of
-/// cubes finite; whether the scale is, its own check tells.
+/// The first element that is NaN, infinite, or so large that no f16 scale reaches it. What is let through leaves sums
+/// of cubes finite; whether the scale is, its own check tells.
 fn first_too_large(src: &[f32]) -> Option<usize> {
     const RUN: usize = 1024;
     /// The bits of 2^30; infinity has more and NaN yet more.

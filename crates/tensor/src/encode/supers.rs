@@ -51,6 +51,8 @@ pub(super) struct SignedSearch<'a> {
     pub(super) half: f32,
     /// Where the search for the scale of a run looks: see [`fit::scale`].
     pub(super) factors: &'a [f32],
+    /// Rounds of refitting.
+    pub(super) rounds: usize,
 }
 
 /// Scales of blocks of `RUNS` runs of `N` elements.
@@ -69,7 +71,7 @@ pub(super) fn signed<L: Levels, const N: usize, const RUNS: usize>(
     let small = small_scales(&free, &d, -half, half - 1.0);
     let mut best = Scales { bits, d, small };
     improve_small::<L, N>(x, w, &mut best, half);
-    for _ in 0..2 {
+    for _ in 0..search.rounds {
         let next = refit::<L, N, RUNS>(x, w, &best);
         let (now, then) = (fit::error::<L, N>(x, w, &best.run()), fit::error::<L, N>(x, w, &next.run()));
         let (now, then) = (each_block::<RUNS>(&now, sum), each_block::<RUNS>(&then, sum));

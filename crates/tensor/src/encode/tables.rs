@@ -60,8 +60,8 @@ impl Levels for Iq4 {
     const EXTREME: f32 = -127.0;
 
     #[inline(always)]
-    fn nearest(v: f32) -> f32 {
-        IQ4_NEAREST[Iq4::at(v)]
+    fn nearest(x: f32, inverse_scale: f32) -> f32 {
+        IQ4_NEAREST[Iq4::at(x * inverse_scale)]
     }
 }
 
@@ -72,7 +72,7 @@ impl E2m1 {
     /// Sign in bit 3, magnitude below.
     #[inline(always)]
     pub(super) fn code(v: f32) -> u8 {
-        let level = E2m1::nearest(v);
+        let level = E2m1::level(v);
         let magnitude = level.abs();
         let code = if magnitude <= 4.0 { magnitude } else { clamp(magnitude / 2.0 + 2.0, 5.0, 7.0) };
         byte(code) | if level < 0.0 { 8 } else { 0 }
@@ -83,7 +83,14 @@ impl Levels for E2m1 {
     const EXTREME: f32 = 12.0;
 
     #[inline(always)]
-    fn nearest(v: f32) -> f32 {
+    fn nearest(x: f32, inverse_scale: f32) -> f32 {
+        E2m1::level(x * inverse_scale)
+    }
+}
+
+impl E2m1 {
+    #[inline(always)]
+    fn level(v: f32) -> f32 {
         let magnitude = v.abs();
         let step = if magnitude <= 4.0 { 1.0 } else { if magnitude <= 8.0 { 2.0 } else { 4.0 } };
         let level = clamp(round(magnitude / step) * step, 0.0, 12.0);

@@ -1,5 +1,5 @@
-//! Sixteen runs of weights side by side: lane `l` of a tile is a run of `N` consecutive weights, so that every sum over a
-//! run is a sum of vectors and no sum crosses lanes.
+//! Sixteen runs of weights side by side: lane `l` of a tile is a run of `N` consecutive weights, so that every sum over
+//! a run is a sum of vectors and no sum crosses lanes.
 
 /// Runs in a tile.
 pub(super) const LANES: usize = 16;
@@ -25,6 +25,12 @@ const NO_FRACTION: f32 = 12_582_912.0;
 #[inline(always)]
 pub(super) fn round(x: f32) -> f32 {
     (x + NO_FRACTION) - NO_FRACTION
+}
+
+/// `x * scale` to the nearest integer, as [`round`].
+#[inline(always)]
+pub(super) fn round_product(x: f32, scale: f32) -> f32 {
+    x.mul_add(scale, NO_FRACTION) - NO_FRACTION
 }
 
 /// The low byte of an integer held in a float: in the sum the integer is the end of the mantissa. A cast would be right

@@ -1,7 +1,7 @@
 //! Turning tiles: sixteen runs one after the other into sixteen lanes, and codes back.
 //!
-//! Written with shuffles of 128 bits, which every x86-64 processor has, because compilers make gathers of the plain loops
-//! at a fifth of the speed. Elsewhere the plain loops serve.
+//! Written with shuffles of 128 bits, which every x86-64 processor has, because compilers make gathers of the plain
+//! loops at a fifth of the speed. Elsewhere the plain loops serve.
 
 use super::tile::{LANES, Tile};
 

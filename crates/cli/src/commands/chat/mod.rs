@@ -7,7 +7,7 @@ mod slash;
 use std::process::ExitCode;
 
 use crate::{
-    args::{DraftArgs, LoadArgs, ModelArg, SamplingArgs, TemplateOptions},
+    args::{DraftArgs, LoadArgs, ModelArg, SamplingArgs, TemplateOptions, WeightArgs},
     exit::{message, usage},
     interrupt::{self, Rule},
     model::{load, naming, open},
@@ -48,6 +48,8 @@ pub(crate) struct ChatArgs {
     #[command(flatten)]
     drafts: DraftArgs,
     #[command(flatten)]
+    weights: WeightArgs,
+    #[command(flatten)]
     load: LoadArgs,
 }
 
@@ -56,6 +58,7 @@ impl ChatArgs {
         let sampler = self.sampling.options(TEMPERATURE, TOP_P)?;
         let mut file = open(self.model.model.as_deref())?;
         self.template.apply(&mut file)?;
+        let file = self.weights.apply(file, self.load.threads(), false)?;
         let engine = load(&file, &self.load.generating(&self.drafts), false)?.engine;
         if !engine.can_chat().map_err(|error| naming(error, file.short_name()))? {
             return Err(usage(format!(
