@@ -68,6 +68,9 @@ pub(crate) fn tile_rows(group: usize) -> usize {
     (TILE_QUERIES as usize / group).max(1)
 }
 
+/// Shared memory that heads and attention in one kernel take, at most.
+const ATTEND_SHARED_BYTES: u32 = 24 << 10;
+
 /// Bytes of the counts before shares of attention, one a tile: tiles that are divided are fewer than [`full`].
 const PARTIAL_BEGIN: u64 = 4096;
 
@@ -223,7 +226,10 @@ impl Lister<'_> {
 
     /// Whether heads and attention are one kernel: one row a sequence.
     fn attends(&self, at: &AttentionAt) -> bool {
-        !self.bucket.many && at.head_dim.is_multiple_of(8)
+        !self.bucket.many
+            && at.head_dim.is_multiple_of(8)
+            && self.capabilities.shared_bytes >= ATTEND_SHARED_BYTES
+            && self.capabilities.workgroup >= 8 * self.capabilities.subgroup
     }
 
     fn attend(&mut self, heads: &HeadsAt, at: &AttentionAt, next: Option<&Operation>) {

@@ -14,6 +14,9 @@ use crate::{
 /// Rows of activations up to which a product unpacks the weight in registers.
 pub(crate) const GEMV_ROWS: u32 = 16;
 
+/// Shared memory that the kernels on matrix units take, at most.
+const MATRIX_SHARED_BYTES: u32 = 48 << 10;
+
 /// Rows of activations up to which integers are faster than matrix units.
 const FEW_ROWS: u32 = 4;
 
@@ -55,10 +58,12 @@ impl Method {
 impl Lister<'_> {
     fn method(&self, linear: &LinearAt, cols: u32, count: u32) -> Method {
         let fast = self.arithmetic == Arithmetic::Fast;
+        let room = self.capabilities.shared_bytes >= MATRIX_SHARED_BYTES
+            && self.capabilities.workgroup >= 8 * self.capabilities.subgroup;
         let matrices = self
             .capabilities
             .cooperative_matrix
-            .filter(|_| fast && linear.format != Format::F32 && cols.is_multiple_of(32));
+            .filter(|_| fast && room && linear.format != Format::F32 && cols.is_multiple_of(32));
         match matrices {
             Some(shape) if count > FEW_ROWS && count <= 64 && shape.is_square() => Method::GemmFew,
             Some(_) if count > GEMV_ROWS => Method::GemmMatrix,
