@@ -268,8 +268,7 @@ impl Case {
             let want = run(&mut trusted, &spans, &lengths)?.to_vec();
             let got = run(&mut tested, &spans, &lengths)?;
             let error = error(got, &want);
-            // Also where it is not a number.
-            if !(error <= bound(arithmetic)) {
+            if error.is_nan() || error > bound(arithmetic) {
                 let rows = spans.iter().map(|(_, tokens)| tokens).sum();
                 return Err(CheckError::Differs { rows, past, error });
             }
