@@ -141,7 +141,7 @@ fn what_a_device_has_no_room_for_goes_to_the_next_layer_by_layer() {
         let plan = placed_with(budget, vec![]);
         assert!(!plan.is_short(), "{budget}: {plan}");
         let first = plan.placement.iter().filter(|device| **device == 0).count();
-        assert_eq!(plan.placement.is_sorted(), true, "{budget}: values cross once");
+        assert!(plan.placement.is_sorted(), "{budget}: values cross once");
         let wrote = |node: &graph::Node| matches!(node.op, Op::KvWrite { .. });
         let nodes = graph(Part::FeedForward);
         let caches = nodes.nodes().iter().zip(&plan.placement).filter(|(node, device)| wrote(node) && **device == 0);
