@@ -14,7 +14,7 @@ use crate::{Arithmetic, Engine, EngineError, LoadOptions, ModelFile, compare};
 /// What is asked for.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Target {
-    /// The least divergence in tensors of so many bytes.
+    /// The least divergence in a file of so many bytes.
     Bytes(u64),
     /// The smallest file whose mean divergence is at most this, nats.
     Divergence(f64),
@@ -143,6 +143,9 @@ impl Search<'_> {
         sensitivities: Vec<Sensitivity>,
         target: Target,
     ) -> Result<Found, EngineError> {
+        // The head of the file counts: its size hardly depends on the types.
+        let unchanged = Plan::unchanged(self.source);
+        let head = unchanged.file_bytes(self.source)? - unchanged.bytes(self.source);
         let size = |at: &[usize]| choices.iter().zip(at).map(|(own, at)| own[*at].bytes).sum::<u64>();
         let cost = |at: &[usize]| choices.iter().zip(at).map(|(own, at)| own[*at].cost).sum::<f64>();
         let mut found = |at: &[usize]| {
@@ -152,9 +155,9 @@ impl Search<'_> {
         };
         let most = match target {
             Target::Bytes(bytes) => {
-                let at = search(choices, Goal::Bytes(bytes)).ok_or_else(|| {
-                    let least = size(&vec![0; choices.len()]);
-                    EngineError::Unreachable(format!("the smallest mix takes {least} bytes, and {bytes} are allowed"))
+                let at = search(choices, Goal::Bytes(bytes.saturating_sub(head))).ok_or_else(|| {
+                    let least = head + size(&vec![0; choices.len()]);
+                    EngineError::Unreachable(format!("the smallest file takes {least} bytes, and {bytes} are allowed"))
                 })?;
                 return found(&at);
             }

@@ -192,12 +192,7 @@ impl QuantizeArgs {
         const WINDOW: usize = 256;
         let TargetArgs { target_size, target_kld, text, text_windows } = &self.target;
         let target = match (target_size, target_kld) {
-            (Some(bytes), _) => {
-                // The head of the file counts: its size hardly depends on the types.
-                let unchanged = Plan::unchanged(source);
-                let head = unchanged.file_bytes(source)? - unchanged.bytes(source);
-                Target::Bytes(bytes.saturating_sub(head))
-            }
+            (Some(bytes), _) => Target::Bytes(*bytes),
             (None, Some(nats)) => Target::Divergence(*nats),
             (None, None) => return Ok(None),
         };
