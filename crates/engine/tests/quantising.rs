@@ -148,7 +148,9 @@ fn a_tokenizer_gives_the_same_ids_from_both_forms() {
         let target = directory.join("model.gguf");
         write(&source, &plan, None, &target, &WriteOptions::default(), &mut |_, _| ()).unwrap();
         let (theirs, ours) = (file.tokenizer().unwrap(), ModelFile::open(&target).unwrap().tokenizer().unwrap());
-        assert_eq!((theirs.bos(), theirs.add_bos()), (ours.bos(), ours.add_bos()), "{}", directory.display());
+        // A GGUF file names the begin token of `config.json` also where none is put before a text.
+        let begin = [&theirs, &ours].map(|tokenizer| tokenizer.bos().filter(|_| tokenizer.add_bos()));
+        assert_eq!(begin[0], begin[1], "{}", directory.display());
         for text in ["the hand of the thing", " two  spaces", "", "z\u{e9}\n\t\u{1f984}", "sting\nhand", "A, b."] {
             for special in [false, true] {
                 let (want, got) = (theirs.encode(text, special).unwrap(), ours.encode(text, special).unwrap());
