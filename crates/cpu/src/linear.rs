@@ -62,15 +62,10 @@ pub(crate) fn panels(
 ) {
     match (&weight.layout, input) {
         (Layout::Quant { dtype, data }, Input::Quantised(x)) => {
-            let bytes = data.len() / weight.panels();
-            for panels in (panels.start..panels.end)
-                .step_by(PANELS_AT_ONCE)
-                .map(|first| first..(first + PANELS_AT_ONCE).min(panels.end))
-            {
-                let first = panels.start;
-                let data = &data[first * bytes..panels.end * bytes];
+            for first in panels.clone().step_by(PANELS_AT_ONCE) {
+                let data = panels_of(data, weight, first..panels.end.min(first + PANELS_AT_ONCE));
                 let mut done = |panel: usize, row: usize, product: &[Lanes]| done(first + panel, row, product);
-                with_format!(*dtype, F => integer::<F>(isa, data, bytes, x, rows, scratch, &mut done), else unreachable!("{dtype} was packed without a format"));
+                with_format!(*dtype, F => integer::<F>(isa, data, x, rows, scratch, &mut done), else unreachable!("{dtype} was packed without a format"));
             }
         }
         (_, Input::Floats(x)) => {
@@ -83,22 +78,16 @@ pub(crate) fn panels(
     }
 }
 
-fn panel_of<'a>(data: &'a [u8], weight: &Packed, panel: usize) -> &'a [u8] {
+fn panels_of<'a>(data: &'a [u8], weight: &Packed, panels: Range<usize>) -> &'a [u8] {
     let bytes = data.len() / weight.panels();
-    &data[panel * bytes..(panel + 1) * bytes]
+    &data[panels.start * bytes..panels.end * bytes]
 }
 
-/// Multiplies panels of `bytes` bytes each, at most [`PANELS_AT_ONCE`].
-fn integer<F: Format>(
-    isa: Isa,
-    panels: &[u8],
-    bytes: usize,
-    x: &Quantised,
-    rows: usize,
-    scratch: &mut Scratch,
-    done: Done<'_>,
-) {
+/// Multiplies panels, at most [`PANELS_AT_ONCE`].
+fn integer<F: Format>(isa: Isa, panels: &[u8], x: &Quantised, rows: usize, scratch: &mut Scratch, done: Done<'_>) {
     let Scratch { tile, acc, .. } = scratch;
+    let cols = x.cols();
+    let bytes = cols / F::BLOCK * F::STRIDE;
     #[cfg(target_arch = "x86_64")]
     if let Isa::Avx512(isa) = isa
         && rows <= avx512::DIRECT_ROWS
@@ -114,7 +103,6 @@ fn integer<F: Format>(
         }
         return;
     }
-    let cols = x.cols();
     let piece_bytes = PIECE / F::BLOCK * F::STRIDE;
     for (piece, at) in (0..cols).step_by(PIECE).enumerate() {
         let cols_here = PIECE.min(cols - at);
@@ -173,7 +161,7 @@ fn floats(isa: Isa, weight: &Packed, panel: usize, x: &[f32], rows: usize, scrat
 fn float_tile(isa: Isa, weight: &Packed, panel: usize, (at, cols): (usize, usize), scratch: &mut Scratch) {
     match &weight.layout {
         Layout::Quant { dtype, data } => {
-            let panel = panel_of(data, weight, panel);
+            let panel = panels_of(data, weight, panel..panel + 1);
             with_format!(*dtype, F => {
                 // Blocks that hold these columns: FLOAT_TILE_COLS is a multiple of every block.
                 let blocks = &panel[at / F::BLOCK * F::STRIDE..(at + cols) / F::BLOCK * F::STRIDE];
@@ -182,7 +170,7 @@ fn float_tile(isa: Isa, weight: &Packed, panel: usize, (at, cols): (usize, usize
             }, else ());
         }
         Layout::Float { dtype, data } => {
-            let panel = panel_of(data, weight, panel);
+            let panel = panels_of(data, weight, panel..panel + 1);
             let line = panel.len() / weight.cols;
             tile::read_floats(isa, *dtype, &panel[at * line..(at + cols) * line], &mut scratch.tile.floats);
         }

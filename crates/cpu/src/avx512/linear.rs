@@ -98,15 +98,8 @@ unsafe fn direct_rows<F: Format, const N: usize>(blocks: &[u8], at: usize, x: &B
                 let w = chunks::<F>(planes);
                 let scales: [(__m512, __m512); 2] =
                     std::array::from_fn(|half| scales_of::<F>(header, part, half, d, m));
-                if F::GROUP == 32 {
-                    direct_group::<F, N, 0, BLOCK_ROWS>(&w, &scales, group32, x, &mut sums);
-                } else {
-                    // Two dot products a row, as in tiles.
-                    direct_group::<F, N, 0, 6>(&w, &scales, group32, x, &mut sums);
-                    if N > 6 {
-                        direct_group::<F, N, 6, 6>(&w, &scales, group32, x, &mut sums);
-                    }
-                }
+                let by_half = scales.map(|(scale, _)| scale);
+                add_products::<F, N>(|c| w[c], by_half, F::OFFSET_SHIFT, group32, x, &mut sums);
                 if F::MIN {
                     for half in 0..32 / F::GROUP {
                         let totals = x.scaled_sums.as_ptr().add((group32 * (32 / F::GROUP) + half) * N);
@@ -125,17 +118,44 @@ unsafe fn direct_rows<F: Format, const N: usize>(blocks: &[u8], at: usize, x: &B
     }
 }
 
-/// Adds the products of 32 columns for the rows from `FIRST` on, `COUNT` at most.
+/// Adds the products of 32 columns, group `group` of the activations, for all rows. Chunks of the columns come from `w`;
+/// `shift` is by how many bits the zero of their quants is smaller than [`TILE_ZERO`].
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
-unsafe fn direct_group<F: Format, const N: usize, const FIRST: usize, const COUNT: usize>(
-    w: &[__m512i; 8],
-    scales: &[(__m512, __m512); 2],
+unsafe fn add_products<F: Format, const N: usize>(
+    w: impl Fn(usize) -> __m512i,
+    scales: [__m512; 2],
+    shift: u32,
     group: usize,
     x: &Block<'_>,
     sums: &mut [__m512; N],
 ) {
-    // SAFETY: as the caller, `direct_rows`, argues.
+    // SAFETY: as the caller argues.
+    unsafe {
+        if F::GROUP == 32 {
+            add_rows::<F, N, 0, BLOCK_ROWS>(&w, scales, shift, group, x, sums);
+        } else {
+            // Two dot products a row: twelve rows at once would need more registers than there are.
+            add_rows::<F, N, 0, 6>(&w, scales, shift, group, x, sums);
+            if N > 6 {
+                add_rows::<F, N, 6, 6>(&w, scales, shift, group, x, sums);
+            }
+        }
+    }
+}
+
+/// As [`add_products`], for the rows from `FIRST` on, `COUNT` at most.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
+unsafe fn add_rows<F: Format, const N: usize, const FIRST: usize, const COUNT: usize>(
+    w: &impl Fn(usize) -> __m512i,
+    scales: [__m512; 2],
+    shift: u32,
+    group: usize,
+    x: &Block<'_>,
+    sums: &mut [__m512; N],
+) {
+    // SAFETY: as the caller of `add_products` argues.
     unsafe {
         let q = x.q.as_ptr().cast::<i32>().add(group * 8 * N + FIRST);
         let offsets = x.offsets.as_ptr().add(group * (32 / F::GROUP) * N + FIRST);
@@ -145,16 +165,17 @@ unsafe fn direct_group<F: Format, const N: usize, const FIRST: usize, const COUN
             for i in 0..COUNT {
                 if FIRST + i < N {
                     // A quotient without remainder.
-                    dots[half][i] = first_dot::<F>(*offsets.add(half * N + i) >> F::OFFSET_SHIFT);
+                    dots[half][i] = first_dot::<F>(*offsets.add(half * N + i) >> shift);
                 }
             }
         }
         for c in 0..8 {
+            let w = w(c);
             for i in 0..COUNT {
                 if FIRST + i < N {
                     let four = _mm512_set1_epi32(q.add(c * N + i).read_unaligned());
                     let dot = &mut dots[c * 4 / F::GROUP][i];
-                    *dot = _mm512_dpbusd_epi32(*dot, w[c], four);
+                    *dot = _mm512_dpbusd_epi32(*dot, w, four);
                 }
             }
         }
@@ -162,7 +183,7 @@ unsafe fn direct_group<F: Format, const N: usize, const FIRST: usize, const COUN
             if FIRST + i < N {
                 let mut product = _mm512_setzero_ps();
                 for half in 0..32 / F::GROUP {
-                    product = scaled(half, dots[half][i], scales[half].0, product);
+                    product = scaled(half, dots[half][i], scales[half], product);
                 }
                 sums[FIRST + i] = add_shifted(sums[FIRST + i], product, *shifts.add(i));
             }
@@ -446,15 +467,13 @@ unsafe fn multiply_rows<F: Format, const N: usize>(
         // SAFETY: groups and chunks stay inside the tile (`cols` is at most its size) and inside the block (`at + cols`
         // columns), both checked by the caller.
         unsafe {
-            if F::GROUP == 32 {
-                multiply_group::<F, N>(tile, group32, at / 32 + group32, x, &mut sums);
-            } else {
-                // Two dot products a row: twelve rows at once would need more registers than there are.
-                multiply_halves::<F, N, 0>(tile, group32, at / 32 + group32, x, &mut sums);
-                if N > 6 {
-                    multiply_halves::<F, N, 6>(tile, group32, at / 32 + group32, x, &mut sums);
-                }
-            }
+            let quants = tile.quants.as_ptr().add(group32 * 8 * 64);
+            let scales = [0, 1].map(|half| {
+                let group = group32 * (32 / F::GROUP) + half.min(32 / F::GROUP - 1);
+                _mm512_load_ps(tile.scales[group].as_ptr())
+            });
+            let w = |c: usize| _mm512_load_si512(quants.add(c * 64).cast());
+            add_products::<F, N>(w, scales, 0, at / 32 + group32, x, &mut sums);
             if F::MIN {
                 for half in 0..32 / F::GROUP {
                     let min = _mm512_load_ps(tile.mins[group32 * (32 / F::GROUP) + half].as_ptr());
@@ -470,82 +489,5 @@ unsafe fn multiply_rows<F: Format, const N: usize>(
     for i in 0..N {
         // SAFETY: as above.
         unsafe { _mm512_storeu_ps(acc[i].as_mut_ptr(), sums[i]) };
-    }
-}
-
-/// Adds the products of 32 columns under one scale: columns `group` of the tile, `of` of the activations.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
-unsafe fn multiply_group<F: Format, const N: usize>(
-    tile: &Tile,
-    group: usize,
-    of: usize,
-    x: &Block<'_>,
-    sums: &mut [__m512; N],
-) {
-    // SAFETY: as the caller, `multiply_rows`, argues.
-    unsafe {
-        let scale = _mm512_load_ps(tile.scales[group].as_ptr());
-        let quants = tile.quants.as_ptr().add(group * 8 * 64);
-        let q = x.q.as_ptr().cast::<i32>().add(of * 8 * N);
-        let mut dots: [__m512i; N] = std::array::from_fn(|i| first_dot::<F>(*x.offsets.as_ptr().add(of * N + i)));
-        for c in 0..8 {
-            let w = _mm512_load_si512(quants.add(c * 64).cast());
-            for i in 0..N {
-                dots[i] = _mm512_dpbusd_epi32(dots[i], w, _mm512_set1_epi32(q.add(c * N + i).read_unaligned()));
-            }
-        }
-        let shifts = x.shifts.as_ptr().add(of * N);
-        for i in 0..N {
-            let product = _mm512_mul_ps(_mm512_cvtepi32_ps(dots[i]), scale);
-            sums[i] = add_shifted(sums[i], product, *shifts.add(i));
-        }
-    }
-}
-
-/// Adds the products of 32 columns, 16 under each of two scales, for the rows from `FIRST` on, six at most.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
-unsafe fn multiply_halves<F: Format, const N: usize, const FIRST: usize>(
-    tile: &Tile,
-    group: usize,
-    of: usize,
-    x: &Block<'_>,
-    sums: &mut [__m512; N],
-) {
-    // SAFETY: as the caller, `multiply_rows`, argues.
-    unsafe {
-        let quants = tile.quants.as_ptr().add(group * 8 * 64);
-        let q = x.q.as_ptr().cast::<i32>().add(of * 8 * N + FIRST);
-        let offsets = x.offsets.as_ptr().add(of * 2 * N + FIRST);
-        let mut dots = [[_mm512_setzero_si512(); 6]; 2];
-        for half in 0..2 {
-            for i in 0..6 {
-                if FIRST + i < N {
-                    dots[half][i] = first_dot::<F>(*offsets.add(half * N + i));
-                }
-            }
-        }
-        for c in 0..4 {
-            for half in 0..2 {
-                let c = half * 4 + c;
-                let w = _mm512_load_si512(quants.add(c * 64).cast());
-                for i in 0..6 {
-                    if FIRST + i < N {
-                        let four = _mm512_set1_epi32(q.add(c * N + i).read_unaligned());
-                        dots[half][i] = _mm512_dpbusd_epi32(dots[half][i], w, four);
-                    }
-                }
-            }
-        }
-        let scales = [0, 1].map(|half| _mm512_load_ps(tile.scales[group * 2 + half].as_ptr()));
-        let shifts = x.shifts.as_ptr().add(of * N + FIRST);
-        for i in 0..6 {
-            if FIRST + i < N {
-                let product = _mm512_mul_ps(_mm512_cvtepi32_ps(dots[0][i]), scales[0]);
-                let product = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dots[1][i]), scales[1], product);
-                sums[FIRST + i] = add_shifted(sums[FIRST + i], product, *shifts.add(i));
-            }
-        }
     }
 }
