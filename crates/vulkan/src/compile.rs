@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use graph::{Cache, DeviceError, Graph, KV_BLOCK_TOKENS, KvType, Op, Share, Stage, ValueId, WeightId};
+use graph::{DeviceError, Graph, KvType, Op, Share, Stage, ValueId, WeightId};
 
 use crate::{
     Vulkan,
@@ -167,11 +167,6 @@ impl<'a, 'b> Compiler<'a, 'b> {
         Ok(())
     }
 
-    /// Bytes of the keys of a cache; its values take as many.
-    fn cache_bytes(&self, cache: &Cache) -> u64 {
-        (self.share.kv.blocks[cache.group] * KV_BLOCK_TOKENS) as u64 * cache.token_bytes(self.share.kv.dtype) / 2
-    }
-
     fn memory(&self) -> Result<ProgramMemory, VulkanError> {
         let context = &self.vulkan.context;
         let room = Room::of(context, self.share);
@@ -327,7 +322,7 @@ impl<'a, 'b> Compiler<'a, 'b> {
         let part = |part: &fuse::HeadPart| {
             let in_cache = |half: usize| {
                 let (cache, places) = cache.expect("keys and values go to a cache");
-                (places[half].address, Some(self.cache_bytes(cache)))
+                (places[half].address, Some(room::key_bytes(self.share, cache)))
             };
             let (target, cache_bytes) = match part.target {
                 Target::Value(value) => (self.matrix(value, memory).address, None),
@@ -394,7 +389,7 @@ impl<'a, 'b> Compiler<'a, 'b> {
                     out: out(),
                     keys: keys.address,
                     values: values.address,
-                    cache_bytes: self.cache_bytes(cache),
+                    cache_bytes: room::key_bytes(self.share, cache),
                     head_dim: cache.head_dim as u32,
                     kv_heads: cache.kv_heads as u32,
                     window: cache.window.map(|window| u32::try_from(window).unwrap_or(u32::MAX)),
@@ -431,7 +426,7 @@ impl<'a, 'b> Compiler<'a, 'b> {
         };
         let graph = self.share.graph;
         let caches = graph.caches().iter().zip(&memory.caches).filter_map(|(cache, places)| {
-            let block_bytes = self.cache_bytes(cache) / (self.share.kv.blocks[cache.group] as u64).max(1);
+            let block_bytes = room::key_bytes(self.share, cache) / (self.share.kv.blocks[cache.group] as u64).max(1);
             places.map(|places| CacheAt { group: cache.group, places, block_bytes })
         });
         VulkanProgram::new(

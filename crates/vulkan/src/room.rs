@@ -1,6 +1,6 @@
 //! What a share takes beside its weights: counted once, for the plan that says it and for the program that takes it.
 
-use graph::{CacheId, Graph, KV_BLOCK_TOKENS, Op, Share, ValueId};
+use graph::{Cache, CacheId, Graph, KV_BLOCK_TOKENS, Op, Share, ValueId};
 
 use crate::{
     compile::{push_new, vector_bytes},
@@ -45,9 +45,7 @@ impl Room {
         let mut host_values: Vec<ValueId> = Vec::new();
         for node in nodes(share) {
             if let Some(id) = node.op.cache() {
-                let cache = graph.cache(id);
-                let tokens = (share.kv.blocks[cache.group] * KV_BLOCK_TOKENS) as u64;
-                caches[id.index()] = Some(tokens * cache.token_bytes(share.kv.dtype) / 2);
+                caches[id.index()] = Some(key_bytes(share, graph.cache(id)));
             }
             match &node.op {
                 Op::Attention { cache, q, .. } => push_new(&mut lists, tile_list(graph, *cache, *q)),
@@ -92,6 +90,11 @@ impl Room {
         let caches = self.caches.iter().flatten().flat_map(|bytes| [*bytes; 2]);
         self.slots.iter().copied().chain(caches).chain([self.quants, self.scales, self.made, self.partial])
     }
+}
+
+/// Bytes of the keys of a cache; its values take as many.
+pub(crate) fn key_bytes(share: &Share<'_>, cache: &Cache) -> u64 {
+    (share.kv.blocks[cache.group] * KV_BLOCK_TOKENS) as u64 * cache.token_bytes(share.kv.dtype) / 2
 }
 
 /// Bytes that a program takes beside its matrices, vectors and KV cache.
