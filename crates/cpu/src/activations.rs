@@ -61,30 +61,30 @@ pub(crate) struct Quantised {
     scaled_sums: [AlignedBuf; 2],
     /// By row, room for each of its groups.
     remainders: AlignedBuf,
-    /// By row, how many remainders lie before each piece of columns, and how many there are.
-    starts: AlignedBuf,
+    /// By row and piece of columns ([`Piece`]).
+    pieces: AlignedBuf,
 }
 
-/// A block of interleaved rows, as the kernels read it: element `(row, col)` of `q` is at
+/// What the list of remainders of a row has for a piece of columns.
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C)]
+struct Piece {
+    /// Where in the list.
+    start: u32,
+    /// A bit for each group that has a remainder.
+    groups: u32,
+}
+/// Groups of a piece, as many as [`Piece::groups`] has bits.
+pub(crate) const PIECE_GROUPS: usize = PIECE / GROUP;
+const _: () = assert!(PIECE_GROUPS == u32::BITS as usize);
+
+/// A block of interleaved rows, as the kernels read it: element `(row, col)` of the quants is at
 /// `(col / 4 * rows + row) * 4 + col % 4`, group `g` of the others at `g * rows + row`.
 #[derive(Clone, Copy)]
 pub(crate) struct Block<'a> {
     pub(crate) rows: usize,
-    pub(crate) q: &'a [i8],
-    /// By row: what every product with the row is multiplied by in the end.
-    pub(crate) units: &'a [f32],
-    /// The shifts, where the exponent of an `f32` is.
-    pub(crate) shifts: &'a [u32],
-    /// `-TILE_ZERO` times the sum of quants.
-    pub(crate) offsets: &'a [i32],
-    /// `2^shift` times the sum of quants.
-    pub(crate) scaled_sums: &'a [f32],
-    /// Remainders and their starts, by row.
-    remainders: &'a [Remainder],
-    starts: &'a [u32],
-    /// Groups of a row, and its entries in `starts`.
-    groups: usize,
-    pieces: usize,
+    first: usize,
+    of: &'a Quantised,
 }
 
 /// What rounding left of a group of a row: `unit * q` times the unit of the row, to be added to the group.
@@ -99,12 +99,55 @@ pub(crate) struct Remainder {
     pub(crate) group: u32,
 }
 
-impl Block<'_> {
-    /// The remainders of a row in the piece of columns that begins at column `at`, a multiple of [`PIECE`].
-    #[inline]
-    pub(crate) fn remainders(&self, row: usize, at: usize) -> &[Remainder] {
-        let starts = &self.starts[row * self.pieces + at / PIECE..][..2];
-        &self.remainders[row * self.groups..][starts[0] as usize..starts[1] as usize]
+impl<'a> Block<'a> {
+    pub(crate) fn cols(&self) -> usize {
+        self.of.cols
+    }
+
+    #[inline(always)]
+    pub(crate) fn q(&self) -> &'a [i8] {
+        self.part(&self.of.q, self.of.cols)
+    }
+
+    /// By row: what every product with the row is multiplied by in the end.
+    #[inline(always)]
+    pub(crate) fn units(&self) -> &'a [f32] {
+        self.part(&self.of.units, 1)
+    }
+
+    /// The shifts, where the exponent of an `f32` is.
+    #[inline(always)]
+    pub(crate) fn shifts(&self) -> &'a [u32] {
+        self.part(&self.of.shifts, self.of.cols / GROUP)
+    }
+
+    /// `-TILE_ZERO` times the sums of `group` (16 or 32) quants.
+    #[inline(always)]
+    pub(crate) fn offsets(&self, group: usize) -> &'a [i32] {
+        self.part(&self.of.offsets[usize::from(group == GROUP)], self.of.cols / group)
+    }
+
+    /// `2^shift` times the sums of `group` (16 or 32) quants.
+    #[inline(always)]
+    pub(crate) fn scaled_sums(&self, group: usize) -> &'a [f32] {
+        self.part(&self.of.scaled_sums[usize::from(group == GROUP)], self.of.cols / group)
+    }
+
+    /// The elements of this block in a buffer that has `each` for a row.
+    #[inline(always)]
+    fn part<T: bytemuck::Pod>(&self, buffer: &'a AlignedBuf, each: usize) -> &'a [T] {
+        &buffer.as_slice()[self.first * each..(self.first + self.rows) * each]
+    }
+
+    /// The remainders of a row in the piece of columns that begins at column `at`, a multiple of [`PIECE`]: which of the
+    /// piece's groups have one, a bit for each, and these remainders in the order of their groups.
+    #[inline(always)]
+    pub(crate) fn remainders(&self, row: usize, at: usize) -> (u32, &'a [Remainder]) {
+        let row = self.first + row;
+        let piece = &self.of.pieces.as_slice::<Piece>()[row * pieces(self.of.cols) + at / PIECE];
+        let start = row * (self.of.cols / GROUP) + piece.start as usize;
+        let all = self.of.remainders.as_slice::<Remainder>();
+        (piece.groups, &all[start..start + piece.groups.count_ones() as usize])
     }
 }
 
@@ -120,7 +163,7 @@ impl Quantised {
             offsets: [sums(16), sums(32)],
             scaled_sums: [sums(16), sums(32)],
             remainders: AlignedBuf::zeroed_of::<Remainder>(rows * cols / GROUP),
-            starts: AlignedBuf::zeroed_of::<u32>(rows * starts(cols)),
+            pieces: AlignedBuf::zeroed_of::<Piece>(rows * pieces(cols)),
         }
     }
 
@@ -128,33 +171,17 @@ impl Quantised {
     pub(crate) fn bytes(rows: usize, cols: usize) -> u64 {
         let groups = cols / GROUP;
         let sums = 2 * (cols / 16 * 4 + groups * 4);
-        (rows * (cols + 4 + groups * (4 + size_of::<Remainder>()) + sums + starts(cols) * 4)) as u64
+        (rows * (cols + 4 + groups * (4 + size_of::<Remainder>()) + sums + pieces(cols) * size_of::<Piece>())) as u64
     }
 
     pub(crate) fn cols(&self) -> usize {
         self.cols
     }
 
-    /// The block that begins at row `first` of `rows`, with sums by `group` (16 or 32) elements.
-    #[inline]
-    pub(crate) fn block(&self, first: usize, rows: usize, group: usize) -> Block<'_> {
-        let count = (rows - first).min(BLOCK_ROWS);
-        let groups = self.cols / GROUP;
-        let all = |of: usize| first * of..(first + count) * of;
-        let pieces = starts(self.cols);
-        let (which, sums) = if group == GROUP { (1, groups) } else { (0, 2 * groups) };
-        Block {
-            rows: count,
-            q: &self.q.as_slice::<i8>()[all(self.cols)],
-            units: &self.units.as_slice::<f32>()[all(1)],
-            shifts: &self.shifts.as_slice::<u32>()[all(groups)],
-            offsets: &self.offsets[which].as_slice::<i32>()[all(sums)],
-            scaled_sums: &self.scaled_sums[which].as_slice::<f32>()[all(sums)],
-            remainders: &self.remainders.as_slice::<Remainder>()[all(groups)],
-            starts: &self.starts.as_slice::<u32>()[all(pieces)],
-            groups,
-            pieces,
-        }
+    /// The block that begins at row `first` of `rows`.
+    #[inline(always)]
+    pub(crate) fn block(&self, first: usize, rows: usize) -> Block<'_> {
+        Block { rows: (rows - first).min(BLOCK_ROWS), first, of: self }
     }
 
     /// Quantises row `row` of `rows`.
@@ -170,7 +197,7 @@ impl Quantised {
         let pair = |bufs: &[AlignedBuf; 2]| [base(&bufs[0], 16), base(&bufs[1], 32)];
         let (offsets, scaled) = (pair(&self.offsets), pair(&self.scaled_sums));
         let remainders = self.remainders.raw().cast::<Remainder>().wrapping_add(row * self.cols / GROUP);
-        let starts = self.starts.raw().cast::<u32>().wrapping_add(row * starts(self.cols));
+        let pieces = self.pieces.raw().cast::<Piece>().wrapping_add(row * pieces(self.cols));
         let mut found = 0;
         let Measure { mean, largest } = measure(isa, x);
         let limit = REMAINDER_ABOVE * mean;
@@ -194,10 +221,12 @@ impl Quantised {
             // in this row's lane of it or in its own list, which the caller keeps to this thread. A row has at most
             // as many remainders as groups.
             unsafe {
-                if (group * GROUP).is_multiple_of(PIECE) {
-                    starts.add(group * GROUP / PIECE).write(found as u32);
+                let piece = pieces.add(group / PIECE_GROUPS);
+                if group % PIECE_GROUPS == 0 {
+                    piece.write(Piece { start: found as u32, groups: 0 });
                 }
                 if rounded.largest > limit {
+                    (*piece).groups |= 1 << (group % PIECE_GROUPS);
                     remainders.add(found).write(remainder(isa, x, &rounded, &units, group as u32));
                     found += 1;
                 }
@@ -216,14 +245,12 @@ impl Quantised {
                 scaled[1].add(at).write((power * sum as f32).to_bits());
             }
         }
-        // SAFETY: as above.
-        unsafe { starts.add(self.cols.div_ceil(PIECE)).write(found as u32) };
     }
 }
 
-/// Entries that a row has in the table of starts.
-fn starts(cols: usize) -> usize {
-    cols.div_ceil(PIECE) + 1
+/// Pieces of a row.
+fn pieces(cols: usize) -> usize {
+    cols.div_ceil(PIECE)
 }
 
 /// `2^shift` of a shift that stands where the exponent of an `f32` is.
@@ -355,17 +382,17 @@ mod tests {
                 unsafe { quantised.write_row(isa, row, ROWS, &x(row)) };
             }
             for row in 0..ROWS {
-                let block = quantised.block(row / BLOCK_ROWS * BLOCK_ROWS, ROWS, 16);
+                let block = quantised.block(row / BLOCK_ROWS * BLOCK_ROWS, ROWS);
                 let lane = row % BLOCK_ROWS;
-                let q = |col: usize| i32::from(block.q[(col / 4 * block.rows + lane) * 4 + col % 4]);
-                let remainders = block.remainders(lane, 0);
+                let q = |col: usize| i32::from(block.q()[(col / 4 * block.rows + lane) * 4 + col % 4]);
+                let remainders = block.remainders(lane, 0).1;
                 assert_eq!(remainders.len(), usize::from(row == 3));
                 for (col, x) in x(row).iter().enumerate() {
-                    let d = block.units[lane] * power_of_two(block.shifts[col / 32 * block.rows + lane]);
+                    let d = block.units()[lane] * power_of_two(block.shifts()[col / 32 * block.rows + lane]);
                     let value = d * q(col) as f32;
                     assert!((value - x).abs() <= d * 0.5001);
                     for r in remainders.iter().filter(|r| r.group as usize == col / 32) {
-                        let value = value + block.units[lane] * r.unit * f32::from(r.q[col % 32]);
+                        let value = value + block.units()[lane] * r.unit * f32::from(r.q[col % 32]);
                         assert!((value - x).abs() <= d * 0.6 / 254.0, "{value} {x}");
                     }
                 }
@@ -376,13 +403,12 @@ mod tests {
                 }
                 for group in 0..4 {
                     let sum: i32 = (0..16).map(|i| q(group * 16 + i)).sum();
-                    assert_eq!(block.offsets[group * block.rows + lane], -TILE_ZERO * sum);
+                    assert_eq!(block.offsets(16)[group * block.rows + lane], -TILE_ZERO * sum);
                 }
-                let wide = quantised.block(row / BLOCK_ROWS * BLOCK_ROWS, ROWS, 32);
                 let sum: i32 = (32..64).map(q).sum();
-                let at = wide.rows + lane;
-                let scaled = power_of_two(wide.shifts[at]) * sum as f32;
-                assert_eq!((wide.offsets[at], wide.scaled_sums[at]), (-TILE_ZERO * sum, scaled));
+                let at = block.rows + lane;
+                let scaled = power_of_two(block.shifts()[at]) * sum as f32;
+                assert_eq!((block.offsets(32)[at], block.scaled_sums(32)[at]), (-TILE_ZERO * sum, scaled));
             }
         }
     }
@@ -400,10 +426,12 @@ mod tests {
                 // SAFETY: one thread.
                 unsafe { quantised.write_row(isa, row, 2, &x) };
             }
-            let block = quantised.block(0, 2, 32);
+            let block = quantised.block(0, 2);
             for (row, outliers) in outliers.iter().enumerate() {
                 for at in (0..COLS).step_by(PIECE) {
-                    let found: Vec<usize> = block.remainders(row, at).iter().map(|r| r.group as usize).collect();
+                    let found: Vec<usize> = block.remainders(row, at).1.iter().map(|r| r.group as usize).collect();
+                    let bits: u32 = found.iter().map(|group| 1 << (group % PIECE_GROUPS)).sum();
+                    assert_eq!(block.remainders(row, at).0, bits);
                     let inside = outliers.iter().filter(|col| (at..at + PIECE).contains(col));
                     assert_eq!(found, inside.map(|col| col / GROUP).collect::<Vec<_>>());
                 }
@@ -422,9 +450,9 @@ mod tests {
             let quantised = Quantised::new(1, 32);
             // SAFETY: one thread.
             unsafe { quantised.write_row(isa, 0, 1, &[x; 32]) };
-            let block = quantised.block(0, 1, 32);
-            assert!(block.q.iter().all(|q| *q == 0) && block.offsets[0] == 0, "{x}");
-            assert!(block.units[0] <= f32::MIN_POSITIVE && block.scaled_sums[0] == 0.0, "{x}");
+            let block = quantised.block(0, 1);
+            assert!(block.q().iter().all(|q| *q == 0) && block.offsets(32)[0] == 0, "{x}");
+            assert!(block.units()[0] <= f32::MIN_POSITIVE && block.scaled_sums(32)[0] == 0.0, "{x}");
         }
     }
 
@@ -445,19 +473,20 @@ mod tests {
                 }
             }
             for (row, (x, is_broken)) in rows.iter().enumerate() {
-                let block = quantised.block(0, rows.len(), 32);
+                let block = quantised.block(0, rows.len());
                 for group in 0..COLS / GROUP {
                     let at = group * rows.len() + row;
-                    assert_eq!(block.units[row].is_nan(), *is_broken, "{x} on {}", isa.name());
+                    assert_eq!(block.units()[row].is_nan(), *is_broken, "{x} on {}", isa.name());
                     if *is_broken {
                         let nothing = (0, 0.0, 0);
-                        let found = (block.offsets[at], block.scaled_sums[at], block.remainders(row, 0).len());
+                        let found =
+                            (block.offsets(32)[at], block.scaled_sums(32)[at], block.remainders(row, 0).1.len());
                         assert_eq!(found, nothing, "{x} on {}", isa.name());
                     } else {
-                        assert!(block.units[row].is_finite() && (group != 40 / GROUP || block.offsets[at] != 0));
+                        assert!(block.units()[row].is_finite() && (group != 40 / GROUP || block.offsets(32)[at] != 0));
                     }
                 }
-                let quant = |col: usize| block.q[(col / 4 * rows.len() + row) * 4 + col % 4];
+                let quant = |col: usize| block.q()[(col / 4 * rows.len() + row) * 4 + col % 4];
                 assert!(!is_broken || (0..COLS).all(|col| quant(col) == 0), "{x} on {}", isa.name());
             }
         }

@@ -16,8 +16,8 @@ use crate::{
     kv::KvCache,
     linear,
     pack::{self, Packed},
-    program::{Angles, CpuProgram, LinearOp, PhaseOp, Place, RowOp, StageProgram, ThreadScratch},
-    schedule::{Kind, Phase, phases},
+    program::{Angles, CpuProgram, Factor, LinearOp, PhaseOp, Place, RowOp, StageProgram, ThreadScratch},
+    schedule::{Gated, Kind, Phase, gated, phases},
 };
 
 /// Compiles a share; `progress` hears the bytes of weights packed so far.
@@ -157,7 +157,10 @@ impl Compiler<'_, '_> {
             }
             Kind::Linear => {
                 self.inputs.iter_mut().for_each(|input| input.busy = false);
-                let ops = nodes.iter().map(|node| self.linear(node, list)).collect();
+                let ops = match gated(self.share.graph, phase.nodes.clone()) {
+                    Some(gated) => vec![self.gated(&gated, list)],
+                    None => nodes.iter().map(|node| self.linear(node, list)).collect(),
+                };
                 list.push(PhaseOp::Linear(ops));
             }
             Kind::Attention => {
@@ -235,18 +238,24 @@ impl Compiler<'_, '_> {
     }
 
     fn linear(&mut self, node: &Node, list: &mut Vec<PhaseOp>) -> LinearOp {
-        let Op::Linear { x, weight, bias } = node.op else { unreachable!("a phase of products") };
-        let packed = self.packed(weight);
-        let quantised = packed.is_integer(self.share.arithmetic).then(|| self.quantise(x, list));
-        LinearOp {
-            weight: packed,
-            // Adding -0 leaves every number as it is.
-            bias: self.vector(bias, -0.0),
-            x: self.place(x),
-            quantised,
-            out: self.out(node),
-            rows: self.share.graph.value(x).rows,
-        }
+        let (x, factor) = self.factor(node);
+        let quantised = factor.weight.is_integer(self.share.arithmetic).then(|| self.quantise(x, list));
+        let rows = self.share.graph.value(x).rows;
+        LinearOp { factor, gate: None, x: self.place(x), quantised, out: self.out(node), rows }
+    }
+
+    fn gated(&mut self, gated: &Gated<'_>, list: &mut Vec<PhaseOp>) -> LinearOp {
+        let (_, gate) = self.factor(gated.gate);
+        let op = self.linear(gated.factor, list);
+        let quantised = op.quantised.filter(|_| gate.weight.is_integer(self.share.arithmetic));
+        LinearOp { gate: Some((gated.activation, gate)), quantised, out: self.out(gated.product), ..op }
+    }
+
+    /// The input of a product, and what it is multiplied with.
+    fn factor(&mut self, node: &Node) -> (ValueId, Factor) {
+        let Op::Linear { x, weight, bias } = node.op else { unreachable!("a product") };
+        // Adding -0 leaves every number as it is.
+        (x, Factor { weight: self.packed(weight), bias: self.vector(bias, -0.0) })
     }
 
     /// The buffer that holds `x` quantised when the next phase runs. It is filled at the end of the last phase, where
@@ -352,7 +361,7 @@ mod tests {
             .flatten()
             .collect();
         assert_eq!(products.len(), 3);
-        assert!(products.iter().all(|op| Arc::ptr_eq(&op.weight, &products[0].weight)));
+        assert!(products.iter().all(|op| Arc::ptr_eq(&op.factor.weight, &products[0].factor.weight)));
         assert_eq!(heard, [(WIDTH * WIDTH / 32 * 34) as u64]);
         let packed = pack::packed_bytes(graph.weight(graph.nodes()[0].op.weights()[0]));
         assert_eq!(plan.bytes[0].weights_total(), packed + WIDTH as u64 * 4);

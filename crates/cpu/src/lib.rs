@@ -50,6 +50,7 @@ mod isa;
 mod kv;
 mod linear;
 mod math;
+mod output;
 mod pack;
 mod pool;
 mod program;

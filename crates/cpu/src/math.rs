@@ -57,25 +57,17 @@ pub(crate) fn tanh(x: f32) -> f32 {
     1.0 - 2.0 / (exp(2.0 * x) + 1.0)
 }
 
-/// Applies an activation function to a row.
+/// Applies an activation function to each element.
 #[inline(always)]
-pub(crate) fn activate(kind: Activation, x: &[f32], out: &mut [f32]) {
+pub(crate) fn activate(kind: Activation, x: &mut [f32]) {
     match kind {
-        Activation::Silu => {
-            for (out, x) in out.iter_mut().zip(x) {
-                *out = x / (1.0 + exp(-x));
-            }
-        }
+        Activation::Silu => x.iter_mut().for_each(|x| *x /= 1.0 + exp(-*x)),
         Activation::GeluTanh => {
-            for (out, &x) in out.iter_mut().zip(x) {
-                *out = 0.5 * x * (1.0 + tanh(0.797_884_6 * (x + 0.044_715 * x * x * x)));
+            for x in x {
+                *x *= 0.5 * (1.0 + tanh(0.797_884_6 * (*x + 0.044_715 * *x * *x * *x)));
             }
         }
-        Activation::Gelu => {
-            for (out, x) in out.iter_mut().zip(x) {
-                *out = kind.apply(*x);
-            }
-        }
+        Activation::Gelu => x.iter_mut().for_each(|x| *x = kind.apply(*x)),
     }
 }
 
@@ -117,8 +109,8 @@ mod tests {
     fn activations_equal_the_definitions() {
         let x: Vec<f32> = (-400..400).map(|i| i as f32 * 0.05).collect();
         for kind in [Activation::Silu, Activation::GeluTanh, Activation::Gelu] {
-            let mut out = vec![0.0; x.len()];
-            activate(kind, &x, &mut out);
+            let mut out = x.clone();
+            activate(kind, &mut out);
             for (x, out) in x.iter().zip(&out) {
                 assert!((out - kind.apply(*x)).abs() <= 4e-6, "{kind:?}({x}) = {out}");
             }

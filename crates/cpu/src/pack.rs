@@ -41,6 +41,16 @@ pub(crate) enum Layout {
     Raw { weight: Weight },
 }
 
+impl Layout {
+    /// The type of quantised panels.
+    pub(crate) fn dtype(&self) -> Option<DType> {
+        match self {
+            Layout::Quant { dtype, .. } => Some(*dtype),
+            _ => None,
+        }
+    }
+}
+
 impl Packed {
     /// Panels, the last padded with rows of zeros.
     pub(crate) fn panels(&self) -> usize {

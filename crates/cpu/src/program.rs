@@ -16,11 +16,11 @@ use crate::{
     attention::{self, Attention, Over, Tiling},
     isa::Isa,
     kv::KvCache,
-    linear::{self, Input, PANELS_AT_ONCE},
+    linear::{self, Finished, Input, MOST_PANELS, Panel, panels_at_once},
+    output::{self, Columns},
     pack::{PANEL, Packed},
     pool::Pool,
     rows,
-    tile::Lanes,
 };
 
 /// Where a value lies: a buffer and the width of its rows.
@@ -91,10 +91,16 @@ pub(crate) enum RowOp {
     },
 }
 
-/// A product.
-pub(crate) struct LinearOp {
+/// A weight and its bias, empty where there is none.
+pub(crate) struct Factor {
     pub(crate) weight: Arc<Packed>,
     pub(crate) bias: Arc<[f32]>,
+}
+
+/// A product, or a gated one: `activation(x gate) * (x factor)`, with factors of one shape.
+pub(crate) struct LinearOp {
+    pub(crate) factor: Factor,
+    pub(crate) gate: Option<(Activation, Factor)>,
     pub(crate) x: Place,
     /// The quantised input, where the integer kernels apply.
     pub(crate) quantised: Option<usize>,
@@ -271,16 +277,15 @@ impl Run<'_> {
         if ops.iter().all(|op| count(op.rows, self.step) == 0) {
             return;
         }
-        let panels: usize = ops.iter().map(|op| op.weight.panels()).sum();
+        let panels: usize = ops.iter().map(|op| op.factor.weight.panels()).sum();
         // Runs of panels, so that each thread reads long streams; enough runs that the threads end together.
         let rows = ops.iter().map(|op| count(op.rows, self.step)).max().unwrap_or(0);
-        let longest = if rows > PANEL { PANELS_AT_ONCE } else { 16 };
-        let run = (panels / (self.threads * 8)).clamp(1, longest);
+        let run = (panels / (self.threads * 8)).clamp(1, panels_at_once(rows));
         while let Some(index) = take(next, panels.div_ceil(run)) {
             let run = index * run..((index + 1) * run).min(panels);
             let mut first = 0;
             for op in ops {
-                let all = first..first + op.weight.panels();
+                let all = first..first + op.factor.weight.panels();
                 first = all.end;
                 let mine = run.start.max(all.start)..run.end.min(all.end);
                 if !mine.is_empty() {
@@ -304,22 +309,49 @@ impl Run<'_> {
             // SAFETY: the input was written in an earlier phase, and no thread writes it in this one.
             None => Input::Floats(unsafe { values(&program.buffers[op.x.buffer], rows * op.x.width) }),
         };
-        let mut done = |panel: usize, row: usize, product: &[Lanes]| {
-            let first = panel * PANEL;
-            let lanes = PANEL.min(op.weight.rows - first);
-            for (row, lane) in (row..).zip(product) {
-                // SAFETY: these panels' columns of the output belong to this thread: panels are handed out once.
-                let out = unsafe { part_mut(&program.buffers[op.out.buffer], row * op.out.width + first, lanes) };
-                match <&mut [f32; PANEL]>::try_from(&mut *out) {
-                    Ok(out) => *out = *lane, // no call
-                    Err(_) => out.copy_from_slice(&lane[..lanes]),
+        let isa = program.isa;
+        let weight = &op.factor.weight;
+        let factors = [op.gate.as_ref().map(|(_, gate)| gate), Some(&op.factor)];
+        let each = factors.iter().flatten().count();
+        for first in panels.clone().step_by(panels_at_once(rows) / each) {
+            let here = first..panels.end.min(first + panels_at_once(rows) / each);
+            // The panels of the gate, then those of the factor.
+            let mut list = [Panel { weight, index: 0 }; MOST_PANELS];
+            let of =
+                factors.iter().flatten().flat_map(|f| here.clone().map(|index| Panel { weight: &f.weight, index }));
+            list.iter_mut().zip(of).for_each(|(slot, panel)| *slot = panel);
+            let gates = here.len() * (each - 1);
+            let mut done = |Finished { panel, first: row, count, units, sums }: Finished<'_>| {
+                let index = list[panel].index;
+                let columns = index * PANEL..weight.rows.min((index + 1) * PANEL);
+                let bias = |factor: &Factor| {
+                    let mut lanes = [-0.0; PANEL]; // adding it leaves every number as it is
+                    let bias = factor.bias.get(columns.clone()).unwrap_or_default();
+                    lanes[..bias.len()].copy_from_slice(bias);
+                    lanes
+                };
+                let (before, sums) = sums.split_at_mut(panel * rows + row);
+                let sums = &mut sums[..count];
+                if let Some((_, gate)) = &op.gate
+                    && panel < gates
+                {
+                    return output::finish(isa, sums, units, &bias(gate));
                 }
-                if !op.bias.is_empty() {
-                    out.iter_mut().zip(&op.bias[first..]).for_each(|(out, bias)| *out += bias);
+                output::finish(isa, sums, units, &bias(&op.factor));
+                let buffer = &program.buffers[op.out.buffer];
+                // SAFETY: these columns of the output belong to this thread: panels are handed out once.
+                let mut out = unsafe { Columns::new(buffer, rows, op.out.width, columns.start, columns.len()) };
+                match &op.gate {
+                    None => output::write(isa, sums, row, &mut out),
+                    Some((kind, _)) => {
+                        let gates = &mut before[(panel - gates) * rows + row..][..count];
+                        output::write_gated(isa, *kind, gates, sums, row, &mut out);
+                    }
                 }
-            }
-        };
-        linear::panels(program.isa, &op.weight, panels, input, rows, &mut scratch.linear, &mut done);
+            };
+            let list = &list[..each * here.len()];
+            linear::multiply(isa, list, input, rows, &mut scratch.linear, &mut done);
+        }
     }
 
     /// # Safety

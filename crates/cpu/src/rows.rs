@@ -3,7 +3,7 @@
 use graph::{Activation, RopePairs, RopeTable};
 use tensor::blocks::dequantize;
 
-use crate::{isa::for_isa, math};
+use crate::isa::for_isa;
 
 for_isa! {
     /// [`plain::rms_norm`]
@@ -19,7 +19,7 @@ for_isa! {
     /// `out = cap * tanh(x / cap)`
     fn soft_cap(x: &[f32], cap: f32, out: &mut [f32]) = plain::soft_cap;
     /// An activation function of each element.
-    fn activate(kind: Activation, x: &[f32], out: &mut [f32]) = math::activate;
+    fn activate(kind: Activation, x: &[f32], out: &mut [f32]) = plain::activate;
 }
 
 /// Cosine and sine of every frequency at one position: `out[..n]` and `out[n..]`.
@@ -97,6 +97,12 @@ mod plain {
     #[inline(always)]
     pub(crate) fn mul(a: &[f32], b: &[f32], out: &mut [f32]) {
         out.iter_mut().zip(a.iter().zip(b)).for_each(|(out, (a, b))| *out = a * b);
+    }
+
+    #[inline(always)]
+    pub(crate) fn activate(kind: graph::Activation, x: &[f32], out: &mut [f32]) {
+        out.copy_from_slice(x);
+        math::activate(kind, out);
     }
 
     #[inline(always)]

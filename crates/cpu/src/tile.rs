@@ -8,7 +8,7 @@ use half::{f16, slice::HalfFloatSliceExt};
 use tensor::DType;
 
 use crate::{
-    activations::{Block, PIECE, power_of_two},
+    activations::{Block, PIECE, PIECE_GROUPS, power_of_two},
     format::{Format, TILE_ZERO, scale_value},
     isa::{Isa, for_isa},
     pack::PANEL,
@@ -109,17 +109,19 @@ fn unpack_planes<F: Format>(planes: &[u8], out: &mut [u8]) {
 #[inline(always)]
 fn multiply_body<F: Format>(tile: &Tile, at: usize, cols: usize, block: &Block<'_>, acc: &mut [Lanes]) {
     let rows = block.rows;
+    let (q, shifts) = (block.q(), block.shifts());
+    let (offsets, scaled_sums) = (block.offsets(F::GROUP), block.scaled_sums(F::GROUP));
     for (row, acc) in acc.iter_mut().enumerate() {
         for group in 0..cols / F::GROUP {
             let of = at / F::GROUP + group;
-            let x = |chunk: usize| &block.q[((of * F::GROUP / 4 + chunk) * rows + row) * 4..][..4];
-            let dot = dot::<F>(tile, group, x, block.offsets[of * rows + row]);
-            let d = power_of_two(block.shifts[of * F::GROUP / 32 * rows + row]);
-            add::<F>(tile, group, &dot, d, block.scaled_sums[of * rows + row], acc);
+            let x = |chunk: usize| &q[((of * F::GROUP / 4 + chunk) * rows + row) * 4..][..4];
+            let dot = dot::<F>(tile, group, x, offsets[of * rows + row]);
+            let d = power_of_two(shifts[of * F::GROUP / 32 * rows + row]);
+            add::<F>(tile, group, &dot, d, scaled_sums[of * rows + row], acc);
         }
-        for remainder in block.remainders(row, at) {
+        for remainder in block.remainders(row, at).1 {
             for half in 0..32 / F::GROUP {
-                let group = remainder.group as usize % (PIECE / 32) * (32 / F::GROUP) + half;
+                let group = remainder.group as usize % PIECE_GROUPS * (32 / F::GROUP) + half;
                 let x = |chunk: usize| &remainder.q[half * F::GROUP + chunk * 4..][..4];
                 let sum = if F::GROUP == 16 { remainder.sums[half] } else { remainder.sums[0] + remainder.sums[1] };
                 let dot = dot::<F>(tile, group, x, -TILE_ZERO * sum);

@@ -45,8 +45,7 @@ const PREFETCH_BYTES: usize = 2048;
 
 /// `acc = panel x block` for a block of rows, unpacking in registers. `cpu-linear-*-avx512-direct`.
 pub(crate) fn direct<F: Format>(_isa: Avx512, panel: &[u8], block: &Block<'_>, acc: &mut [Lanes]) {
-    check::<F>(block);
-    let cols = block.q.len() / block.rows;
+    let cols = block.cols();
     assert!(cols.is_multiple_of(F::BLOCK) && cols / F::BLOCK * F::STRIDE == panel.len() && acc.len() == block.rows);
     acc.fill([0.0; PANEL]);
     for (piece, blocks) in panel.chunks(PIECE / F::BLOCK * F::STRIDE).enumerate() {
@@ -60,25 +59,35 @@ pub(crate) fn direct<F: Format>(_isa: Avx512, panel: &[u8], block: &Block<'_>, a
             };
         }
         dispatch!(1 2 3 4 5 6 7 8 9 10 11 12);
-        for (row, acc) in acc.iter_mut().enumerate() {
-            for remainder in block.remainders(row, piece * PIECE) {
-                // SAFETY: as above; a remainder's group lies in its piece.
-                unsafe { direct_remainder::<F>(blocks, remainder, acc) };
-            }
+        // SAFETY: as above.
+        unsafe { direct_remainders::<F>(blocks, piece * PIECE, block, acc) };
+    }
+}
+
+/// The parts of a block, where its rows begin: a kernel's constant offsets apply to them.
+struct Parts {
+    q: *const i32,
+    shifts: *const u32,
+    offsets: *const i32,
+    scaled_sums: *const f32,
+}
+
+impl Parts {
+    #[inline(always)]
+    fn of<F: Format>(block: &Block<'_>) -> Parts {
+        Parts {
+            q: block.q().as_ptr().cast(),
+            shifts: block.shifts().as_ptr(),
+            offsets: block.offsets(F::GROUP).as_ptr(),
+            scaled_sums: block.scaled_sums(F::GROUP).as_ptr(),
         }
     }
 }
 
-/// The parts of a block have the lengths that belong together: the kernels below do not look again.
-fn check<F: Format>(block: &Block<'_>) {
-    let elements = block.q.len();
-    let groups = elements / F::GROUP;
-    assert!(block.shifts.len() == elements / 32 && block.offsets.len() == groups && block.scaled_sums.len() == groups);
-}
-
 /// `acc += blocks x rows` for the columns from `at` on.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
-unsafe fn direct_rows<F: Format, const N: usize>(blocks: &[u8], at: usize, x: &Block<'_>, acc: &mut [Lanes]) {
+unsafe fn direct_rows<F: Format, const N: usize>(blocks: &[u8], at: usize, rows: &Block<'_>, acc: &mut [Lanes]) {
+    let x = &Parts::of::<F>(rows);
     // SAFETY: the caller checked that there are N rows of lanes, which are 16 floats each.
     let mut sums: [__m512; N] = std::array::from_fn(|i| unsafe { _mm512_loadu_ps(acc[i].as_ptr()) });
     let mut group32 = at / 32;
@@ -102,7 +111,7 @@ unsafe fn direct_rows<F: Format, const N: usize>(blocks: &[u8], at: usize, x: &B
                 add_products::<F, N>(|c| w[c], by_half, F::OFFSET_SHIFT, group32, x, &mut sums);
                 if F::MIN {
                     for half in 0..32 / F::GROUP {
-                        let totals = x.scaled_sums.as_ptr().add((group32 * (32 / F::GROUP) + half) * N);
+                        let totals = x.scaled_sums.add((group32 * (32 / F::GROUP) + half) * N);
                         for i in 0..N {
                             sums[i] = _mm512_fmadd_ps(scales[half].1, _mm512_set1_ps(*totals.add(i)), sums[i]);
                         }
@@ -112,9 +121,55 @@ unsafe fn direct_rows<F: Format, const N: usize>(blocks: &[u8], at: usize, x: &B
             }
         }
     }
-    for (sums, acc) in sums.iter().zip(acc) {
+    store(&sums, acc);
+}
+
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
+fn store<const N: usize>(sums: &[__m512; N], acc: &mut [Lanes]) {
+    for (sum, acc) in sums.iter().zip(acc) {
         // SAFETY: a `Lanes` is 16 floats.
-        unsafe { _mm512_storeu_ps(acc.as_mut_ptr(), *sums) };
+        unsafe { _mm512_storeu_ps(acc.as_mut_ptr(), *sum) };
+    }
+}
+
+/// Quants, scales and minimums of 32 columns of 16 rows.
+struct Columns {
+    w: [__m512i; 8],
+    scales: [__m512; 2],
+    mins: [__m512; 2],
+}
+
+/// Adds the products of the remainders that rows have in a piece of columns, which begins at column `at`. Language models
+/// have outliers in the same columns of most rows, so groups are taken one after the other: `columns` gives one, whose
+/// quants have this zero.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
+fn add_remainders<F: Format>(
+    rows: &Block<'_>,
+    at: usize,
+    zero: i32,
+    acc: &mut [Lanes],
+    columns: impl Fn(usize) -> Columns,
+) {
+    let mut left: [(u32, &[Remainder]); BLOCK_ROWS] = [(0, &[]); BLOCK_ROWS];
+    let mut any = 0;
+    for (row, left) in left[..acc.len()].iter_mut().enumerate() {
+        *left = rows.remainders(row, at);
+        any |= left.0;
+    }
+    while any != 0 {
+        let bit = any & any.wrapping_neg();
+        any ^= bit;
+        let columns = columns(bit.trailing_zeros() as usize);
+        for ((groups, remainders), acc) in left.iter_mut().zip(&mut *acc) {
+            if *groups & bit != 0
+                && let Some((remainder, rest)) = remainders.split_first()
+            {
+                add_remainder::<F>(&columns, zero, remainder, acc);
+                *remainders = rest;
+            }
+        }
     }
 }
 
@@ -127,7 +182,7 @@ unsafe fn add_products<F: Format, const N: usize>(
     scales: [__m512; 2],
     shift: u32,
     group: usize,
-    x: &Block<'_>,
+    x: &Parts,
     sums: &mut [__m512; N],
 ) {
     // SAFETY: as the caller argues.
@@ -152,14 +207,14 @@ unsafe fn add_rows<F: Format, const N: usize, const FIRST: usize, const COUNT: u
     scales: [__m512; 2],
     shift: u32,
     group: usize,
-    x: &Block<'_>,
+    x: &Parts,
     sums: &mut [__m512; N],
 ) {
     // SAFETY: as the caller of `add_products` argues.
     unsafe {
-        let q = x.q.as_ptr().cast::<i32>().add(group * 8 * N + FIRST);
-        let offsets = x.offsets.as_ptr().add(group * (32 / F::GROUP) * N + FIRST);
-        let shifts = x.shifts.as_ptr().add(group * N + FIRST);
+        let q = x.q.add(group * 8 * N + FIRST);
+        let offsets = x.offsets.add(group * (32 / F::GROUP) * N + FIRST);
+        let shifts = x.shifts.add(group * N + FIRST);
         let mut dots = [[_mm512_setzero_si512(); COUNT]; 2];
         for half in 0..32 / F::GROUP {
             for i in 0..COUNT {
@@ -191,19 +246,20 @@ unsafe fn add_rows<F: Format, const N: usize, const FIRST: usize, const COUNT: u
     }
 }
 
-/// Adds the product of a remainder, unpacking its group from the blocks of its piece.
+/// Adds the products of the remainders of a block of rows with the blocks of the piece that begins at column `at`.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
-unsafe fn direct_remainder<F: Format>(blocks: &[u8], remainder: &Remainder, acc: &mut Lanes) {
-    let group32 = remainder.group as usize % (PIECE / 32);
-    let (block, part) = (group32 / (F::BLOCK / 32), group32 % (F::BLOCK / 32));
-    let header = blocks[block * F::STRIDE..][..F::STRIDE].as_ptr();
-    // SAFETY: the pointers stay inside the block by the constants of the format.
-    unsafe {
-        let (d, m) = stored_scales::<F>(header);
-        let scales = |half: usize| scales_of::<F>(header, part, half, d, m);
-        let w = chunks::<F>(header.add(F::HEADER_BYTES + part * F::QUANT_BYTES));
-        add_remainder::<F>(&w, F::ZERO, scales, remainder, acc);
-    }
+fn direct_remainders<F: Format>(blocks: &[u8], at: usize, rows: &Block<'_>, acc: &mut [Lanes]) {
+    add_remainders::<F>(rows, at, F::ZERO, acc, |group| {
+        let (block, part) = (group / (F::BLOCK / 32), group % (F::BLOCK / 32));
+        let header = blocks[block * F::STRIDE..][..F::STRIDE].as_ptr();
+        // SAFETY: the pointers stay inside the block by the constants of the format.
+        unsafe {
+            let (d, m) = stored_scales::<F>(header);
+            let [low, high] = std::array::from_fn(|half| scales_of::<F>(header, part, half, d, m));
+            let w = chunks::<F>(header.add(F::HEADER_BYTES + part * F::QUANT_BYTES));
+            Columns { w, scales: [low.0, high.0], mins: [low.1, high.1] }
+        }
+    });
 }
 
 /// Scale and minimum of one half of a block's part of 32 columns; both halves have the same where a scale covers 32.
@@ -215,34 +271,29 @@ unsafe fn scales_of<F: Format>(header: *const u8, part: usize, half: usize, d: _
     unsafe { group_scales::<F>(header, group, d, m) }
 }
 
-/// Adds the product of a remainder with 32 columns of 16 rows, whose quants have this zero.
+/// Adds the product of a remainder with its columns.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
-fn add_remainder<F: Format>(
-    w: &[__m512i; 8],
-    zero: i32,
-    scales: impl Fn(usize) -> (__m512, __m512),
-    remainder: &Remainder,
-    acc: &mut Lanes,
-) {
+fn add_remainder<F: Format>(columns: &Columns, zero: i32, remainder: &Remainder, acc: &mut Lanes) {
     let fours: &[[i8; 4]; 8] = remainder.q.as_chunks().0.try_into().expect("32 elements");
-    // SAFETY: a `Lanes` is 16 floats.
-    let mut sum = unsafe { _mm512_loadu_ps(acc.as_ptr()) };
     let unit = _mm512_set1_ps(remainder.unit);
     let sums = if F::GROUP == 16 { remainder.sums } else { [remainder.sums[0] + remainder.sums[1], 0] };
     let mut product = _mm512_setzero_ps();
     for half in 0..32 / F::GROUP {
-        let mut dot = first_dot::<F>(-zero * sums[half]);
+        // Two chains, which run side by side.
+        let mut dots = [first_dot::<F>(-zero * sums[half]), _mm512_setzero_si512()];
         for c in half * F::GROUP / 4..(half + 1) * F::GROUP / 4 {
             let four = _mm512_set1_epi32(i32::from_ne_bytes(fours[c].map(|q| q as u8)));
-            dot = _mm512_dpbusd_epi32(dot, w[c], four);
+            dots[c % 2] = _mm512_dpbusd_epi32(dots[c % 2], columns.w[c], four);
         }
-        product = scaled(half, dot, scales(half).0, product);
+        product = scaled(half, _mm512_add_epi32(dots[0], dots[1]), columns.scales[half], product);
     }
+    // SAFETY: a `Lanes` is 16 floats.
+    let mut sum = unsafe { _mm512_loadu_ps(acc.as_ptr()) };
     sum = _mm512_fmadd_ps(product, unit, sum);
     if F::MIN {
         for half in 0..32 / F::GROUP {
-            sum = _mm512_fmadd_ps(scales(half).1, _mm512_set1_ps(remainder.unit * sums[half] as f32), sum);
+            sum = _mm512_fmadd_ps(columns.mins[half], _mm512_set1_ps(remainder.unit * sums[half] as f32), sum);
         }
     }
     // SAFETY: as above.
@@ -415,9 +466,8 @@ pub(crate) fn multiply<F: Format>(
     block: &Block<'_>,
     acc: &mut [Lanes],
 ) {
-    check::<F>(block);
     assert!(block.rows == acc.len() && cols <= PIECE && cols.is_multiple_of(32));
-    assert!(at.is_multiple_of(PIECE) && (at + cols) * block.rows <= block.q.len());
+    assert!(at.is_multiple_of(PIECE) && at + cols <= block.cols());
     macro_rules! dispatch {
         ($($n:literal)*) => {
             match block.rows {
@@ -428,29 +478,28 @@ pub(crate) fn multiply<F: Format>(
         };
     }
     dispatch!(1 2 3 4 5 6 7 8 9 10 11 12);
-    for (row, acc) in acc.iter_mut().enumerate() {
-        for remainder in block.remainders(row, at) {
-            // SAFETY: as above; a remainder's group lies in its piece, and a tile has room for a piece.
-            unsafe { tile_remainder::<F>(tile, remainder, acc) };
-        }
-    }
+    // SAFETY: as above.
+    unsafe { tile_remainders::<F>(tile, at, block, acc) };
 }
 
-/// Adds the product of a remainder with a group of the tile of its piece.
+/// Adds the products of the remainders of a block of rows with the tile of the piece that begins at column `at`.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
-unsafe fn tile_remainder<F: Format>(tile: &Tile, remainder: &Remainder, acc: &mut Lanes) {
-    let group32 = remainder.group as usize % (PIECE / 32);
-    // SAFETY: a tile holds the quants, scales and minimums of a piece.
-    unsafe {
-        let quants = tile.quants.as_ptr().add(group32 * 8 * 64);
-        let w: [__m512i; 8] = std::array::from_fn(|c| _mm512_load_si512(quants.add(c * 64).cast()));
-        let scales = |half: usize| {
-            let group = group32 * (32 / F::GROUP) + half;
-            let min = if F::MIN { _mm512_load_ps(tile.mins[group].as_ptr()) } else { _mm512_setzero_ps() };
-            (_mm512_load_ps(tile.scales[group].as_ptr()), min)
-        };
-        add_remainder::<F>(&w, TILE_ZERO, scales, remainder, acc);
-    }
+fn tile_remainders<F: Format>(tile: &Tile, at: usize, rows: &Block<'_>, acc: &mut [Lanes]) {
+    add_remainders::<F>(rows, at, TILE_ZERO, acc, |group| {
+        // SAFETY: a tile holds the quants, scales and minimums of the groups of a piece.
+        unsafe {
+            let quants = tile.quants.as_ptr().add(group * 8 * 64);
+            let of_half = |lanes: &[Lanes], half: usize| {
+                let at = group * (32 / F::GROUP) + half.min(32 / F::GROUP - 1);
+                _mm512_load_ps(lanes[at].as_ptr())
+            };
+            Columns {
+                w: std::array::from_fn(|c| _mm512_load_si512(quants.add(c * 64).cast())),
+                scales: [0, 1].map(|half| of_half(&tile.scales, half)),
+                mins: [0, 1].map(|half| of_half(&tile.mins, half)),
+            }
+        }
+    });
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
@@ -458,9 +507,10 @@ unsafe fn multiply_rows<F: Format, const N: usize>(
     tile: &Tile,
     at: usize,
     cols: usize,
-    x: &Block<'_>,
+    block: &Block<'_>,
     acc: &mut [Lanes],
 ) {
+    let x = &Parts::of::<F>(block);
     // SAFETY: the caller checked that there are N rows of lanes, which are 16 floats each.
     let mut sums: [__m512; N] = std::array::from_fn(|i| unsafe { _mm512_loadu_ps(acc[i].as_ptr()) });
     for group32 in 0..cols / 32 {
@@ -478,7 +528,7 @@ unsafe fn multiply_rows<F: Format, const N: usize>(
                 for half in 0..32 / F::GROUP {
                     let min = _mm512_load_ps(tile.mins[group32 * (32 / F::GROUP) + half].as_ptr());
                     let of = (at / 32 + group32) * (32 / F::GROUP) + half;
-                    let totals = x.scaled_sums.as_ptr().add(of * N);
+                    let totals = x.scaled_sums.add(of * N);
                     for i in 0..N {
                         sums[i] = _mm512_fmadd_ps(min, _mm512_set1_ps(*totals.add(i)), sums[i]);
                     }
@@ -486,8 +536,5 @@ unsafe fn multiply_rows<F: Format, const N: usize>(
             }
         }
     }
-    for i in 0..N {
-        // SAFETY: as above.
-        unsafe { _mm512_storeu_ps(acc[i].as_mut_ptr(), sums[i]) };
-    }
+    store(&sums, acc);
 }

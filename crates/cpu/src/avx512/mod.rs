@@ -3,3 +3,4 @@
 pub(crate) mod activations;
 pub(crate) mod attention;
 pub(crate) mod linear;
+pub(crate) mod output;
