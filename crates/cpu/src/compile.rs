@@ -17,6 +17,7 @@ use crate::{
     linear,
     pack::{self, Packed},
     program::{Angles, CpuProgram, Factor, LinearOp, PhaseOp, Place, RowOp, StageProgram, ThreadScratch},
+    region::Regions,
     schedule::{Gated, Kind, Phase, gated, phases},
 };
 
@@ -28,6 +29,7 @@ pub(crate) fn compile(cpu: &Cpu, share: &Share<'_>, progress: &mut dyn FnMut(u64
         progress,
         packed_bytes: 0,
         packed: HashMap::new(),
+        regions: Regions::new(),
         vectors: HashMap::new(),
         angles: Vec::new(),
         shapes: Vec::new(),
@@ -114,6 +116,7 @@ struct Compiler<'a, 'b> {
     packed_bytes: u64,
     /// Weights packed so far: products that read one weight share it.
     packed: HashMap<WeightId, Arc<Packed>>,
+    regions: Regions,
     /// Vectors by what was added to them (the bits of an `f32`).
     vectors: HashMap<(WeightId, u32), Arc<[f32]>>,
     angles: Vec<Arc<graph::RopeTable>>,
@@ -203,7 +206,7 @@ impl Compiler<'_, '_> {
             return packed.clone();
         }
         let source = self.share.graph.weight(weight);
-        let packed = Arc::new(pack::pack(source, self.cpu.threads));
+        let packed = Arc::new(pack::pack(source, self.cpu.isa, &mut self.cpu.pool(), &mut self.regions));
         self.packed.insert(weight, packed.clone());
         self.packed_bytes += source.data.len() as u64;
         (self.progress)(self.packed_bytes);

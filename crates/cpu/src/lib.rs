@@ -54,6 +54,7 @@ mod output;
 mod pack;
 mod pool;
 mod program;
+mod region;
 mod rows;
 mod schedule;
 mod tile;

@@ -15,11 +15,16 @@ use std::sync::{
     atomic::{AtomicBool, Ordering},
 };
 
-use tensor::{AlignedBuf, DType};
+use tensor::DType;
 
 use graph::{Arithmetic, Weight};
 
-use crate::format::{Exploded, Format, scale_value, with_format};
+use crate::{
+    format::{Exploded, Format, scale_value, with_format},
+    isa::{Isa, for_isa},
+    pool::Pool,
+    region::{Region, Regions},
+};
 
 /// Rows a panel.
 pub(crate) const PANEL: usize = 16;
@@ -34,9 +39,9 @@ pub(crate) struct Packed {
 /// How a packed weight lies.
 pub(crate) enum Layout {
     /// Quantised panels of a type that has a [`Format`].
-    Quant { dtype: DType, data: AlignedBuf },
+    Quant { dtype: DType, data: Region },
     /// Float panels: for each column 16 rows, in the type of the file.
-    Float { dtype: DType, data: AlignedBuf },
+    Float { dtype: DType, data: Region },
     /// The file's own rows, decoded while they are used: for the types without a packed form.
     Raw { weight: Weight },
 }
@@ -83,58 +88,54 @@ const RELEASE_BYTES: usize = 2 << 20;
 /// Scales below this are packed: the kernels add to the exponents of products, which must not run over.
 const LARGEST_SCALE: f32 = (1u64 << 60) as f32;
 
-/// Packs a weight, its panels divided over at most `threads` threads, and lets go of the file's pages as it goes: a
-/// table is never in memory twice. A weight with a scale that is not finite, or beyond all reason, stays raw: products
-/// with it show what is wrong with it.
-pub(crate) fn pack(weight: &Weight, threads: usize) -> Packed {
+/// Packs a weight, its panels divided over the threads of the pool, and lets go of the file's pages as it goes: a table
+/// is never in memory twice. A weight with a scale that is not finite, or beyond all reason, stays raw: products with it
+/// show what is wrong with it.
+pub(crate) fn pack(weight: &Weight, isa: Isa, pool: &mut Pool, regions: &mut Regions) -> Packed {
     let Weight { dtype, rows, cols, .. } = *weight;
-    let Some(bytes) = panel_bytes(dtype, cols) else {
-        return Packed { rows, cols, layout: Layout::Raw { weight: weight.clone() } };
-    };
+    let raw = || Packed { rows, cols, layout: Layout::Raw { weight: weight.clone() } };
+    let Some(bytes) = panel_bytes(dtype, cols) else { return raw() };
     let panels = rows.div_ceil(PANEL);
-    let mut data = AlignedBuf::zeroed(bytes * panels);
-    let share = panels.div_ceil(threads.max(1)).max(1);
+    let share = panels.div_ceil(pool.threads()).max(1);
     let row_bytes = weight.row_bytes();
     let at_once = (RELEASE_BYTES / (PANEL * row_bytes).max(1)).max(1);
     let is_sound = AtomicBool::new(true);
-    let parts = Mutex::new(data.chunks_mut((share * bytes).max(1)).enumerate());
-    let work = || {
-        let next = || parts.lock().unwrap_or_else(PoisonError::into_inner).next();
-        while let Some((index, part)) = next() {
-            for (piece, out) in part.chunks_mut(at_once * bytes).enumerate() {
-                let first = index * share + piece * at_once;
-                for (panel, out) in out.chunks_exact_mut(bytes).enumerate() {
-                    if !pack_panel(weight, first + panel, out) {
-                        is_sound.store(false, Ordering::Relaxed);
+    let data = regions.take(bytes * panels, |data| {
+        let parts = Mutex::new(data.chunks_mut((share * bytes).max(1)).enumerate());
+        pool.run(&|_| {
+            let next = || parts.lock().unwrap_or_else(PoisonError::into_inner).next();
+            while let Some((index, part)) = next() {
+                for (piece, out) in part.chunks_mut(at_once * bytes).enumerate() {
+                    let first = index * share + piece * at_once;
+                    for (panel, out) in out.chunks_exact_mut(bytes).enumerate() {
+                        if !pack_panel(isa, weight, first + panel, out) {
+                            is_sound.store(false, Ordering::Relaxed);
+                        }
+                    }
+                    let rows = first * PANEL..((first + at_once) * PANEL).min(rows);
+                    if let Some(packed) = weight.data.slice(rows.start * row_bytes..rows.end * row_bytes) {
+                        packed.release();
                     }
                 }
-                let rows = first * PANEL..((first + at_once) * PANEL).min(rows);
-                if let Some(packed) = weight.data.slice(rows.start * row_bytes..rows.end * row_bytes) {
-                    packed.release();
-                }
             }
-        }
-    };
-    std::thread::scope(|scope| {
-        // Where the system refuses a thread, those there are take its part, this one at least.
-        for _ in 1..panels.div_ceil(share) {
-            if std::thread::Builder::new().spawn_scoped(scope, work).is_err() {
-                break;
-            }
-        }
-        work();
+        });
     });
     // The pages that two pieces share.
     weight.data.release();
     if !is_sound.into_inner() {
-        return Packed { rows, cols, layout: Layout::Raw { weight: weight.clone() } };
+        return raw();
     }
     let layout = if dtype.is_block() { Layout::Quant { dtype, data } } else { Layout::Float { dtype, data } };
     Packed { rows, cols, layout }
 }
 
-/// Packs one panel; whether the kernels can multiply by its scales.
-fn pack_panel(weight: &Weight, panel: usize, out: &mut [u8]) -> bool {
+for_isa! {
+    /// Packs one panel; whether the kernels can multiply by its scales.
+    fn pack_panel(weight: &Weight, panel: usize, out: &mut [u8]) -> bool = pack_panel_body;
+}
+
+#[inline(always)]
+fn pack_panel_body(weight: &Weight, panel: usize, out: &mut [u8]) -> bool {
     let mut is_sound = true;
     let rows = panel * PANEL..((panel + 1) * PANEL).min(weight.rows);
     for (lane, row) in rows.enumerate() {
@@ -148,12 +149,14 @@ fn pack_panel(weight: &Weight, panel: usize, out: &mut [u8]) -> bool {
     is_sound
 }
 
+#[inline(always)]
 fn interleave<const BYTES: usize>(row: &[u8], lane: usize, out: &mut [u8]) {
     for (element, line) in row.as_chunks::<BYTES>().0.iter().zip(out.chunks_exact_mut(BYTES * PANEL)) {
         line[lane * BYTES..][..BYTES].copy_from_slice(element);
     }
 }
 
+#[inline(always)]
 fn pack_row<F: Format>(row: &[u8], lane: usize, out: &mut [u8]) -> bool {
     let mut exploded = Exploded::EMPTY;
     let mut is_sound = true;
