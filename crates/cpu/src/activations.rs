@@ -61,18 +61,18 @@ pub(crate) struct Quantised {
     scaled_sums: [AlignedBuf; 2],
     /// By row, room for each of its groups.
     remainders: AlignedBuf,
-    /// By row and piece of columns ([`Piece`]).
+    /// By block, piece of columns and row ([`Piece`]).
     pieces: AlignedBuf,
 }
 
-/// What the list of remainders of a row has for a piece of columns.
+/// What the list of remainders of a row has for a piece of columns, in the order of the groups.
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C)]
-struct Piece {
-    /// Where in the list.
-    start: u32,
-    /// A bit for each group that has a remainder.
-    groups: u32,
+pub(crate) struct Piece {
+    /// Where in the lists of the block.
+    pub(crate) start: u32,
+    /// A bit for each group of the piece that has a remainder.
+    pub(crate) groups: u32,
 }
 /// Groups of a piece, as many as [`Piece::groups`] has bits.
 pub(crate) const PIECE_GROUPS: usize = PIECE / GROUP;
@@ -139,15 +139,16 @@ impl<'a> Block<'a> {
         &buffer.as_slice()[self.first * each..(self.first + self.rows) * each]
     }
 
-    /// The remainders of a row in the piece of columns that begins at column `at`, a multiple of [`PIECE`]: which of the
-    /// piece's groups have one, a bit for each, and these remainders in the order of their groups.
+    /// By row, what there is of remainders in the piece of columns that begins at column `at`, a multiple of [`PIECE`].
     #[inline(always)]
-    pub(crate) fn remainders(&self, row: usize, at: usize) -> (u32, &'a [Remainder]) {
-        let row = self.first + row;
-        let piece = &self.of.pieces.as_slice::<Piece>()[row * pieces(self.of.cols) + at / PIECE];
-        let start = row * (self.of.cols / GROUP) + piece.start as usize;
-        let all = self.of.remainders.as_slice::<Remainder>();
-        (piece.groups, &all[start..start + piece.groups.count_ones() as usize])
+    pub(crate) fn pieces(&self, at: usize) -> &'a [Piece] {
+        &self.part::<Piece>(&self.of.pieces, pieces(self.of.cols))[at / PIECE * self.rows..][..self.rows]
+    }
+
+    /// The lists of remainders, by row.
+    #[inline(always)]
+    pub(crate) fn remainders(&self) -> &'a [Remainder] {
+        self.part(&self.of.remainders, self.of.cols / GROUP)
     }
 }
 
@@ -197,7 +198,8 @@ impl Quantised {
         let pair = |bufs: &[AlignedBuf; 2]| [base(&bufs[0], 16), base(&bufs[1], 32)];
         let (offsets, scaled) = (pair(&self.offsets), pair(&self.scaled_sums));
         let remainders = self.remainders.raw().cast::<Remainder>().wrapping_add(row * self.cols / GROUP);
-        let pieces = self.pieces.raw().cast::<Piece>().wrapping_add(row * pieces(self.cols));
+        let pieces = self.pieces.raw().cast::<Piece>().wrapping_add(first * pieces(self.cols) + lane);
+        let list = lane * (self.cols / GROUP);
         let mut found = 0;
         let Measure { mean, largest } = measure(isa, x);
         let limit = REMAINDER_ABOVE * mean;
@@ -221,9 +223,9 @@ impl Quantised {
             // in this row's lane of it or in its own list, which the caller keeps to this thread. A row has at most
             // as many remainders as groups.
             unsafe {
-                let piece = pieces.add(group / PIECE_GROUPS);
+                let piece = pieces.add(group / PIECE_GROUPS * count);
                 if group % PIECE_GROUPS == 0 {
-                    piece.write(Piece { start: found as u32, groups: 0 });
+                    piece.write(Piece { start: (list + found) as u32, groups: 0 });
                 }
                 if rounded.largest > limit {
                     (*piece).groups |= 1 << (group % PIECE_GROUPS);
@@ -367,6 +369,11 @@ fn remainder_body(x: &[f32; GROUP], rounded: &Rounded, units: &Units, group: u32
 mod tests {
     use super::*;
 
+    fn of_row<'a>(block: &Block<'a>, row: usize, at: usize) -> &'a [Remainder] {
+        let Piece { start, groups } = block.pieces(at)[row];
+        &block.remainders()[start as usize..][..groups.count_ones() as usize]
+    }
+
     #[test]
     fn a_group_rounds_to_nearest_and_sums_add_up() {
         const ROWS: usize = 14;
@@ -385,7 +392,7 @@ mod tests {
                 let block = quantised.block(row / BLOCK_ROWS * BLOCK_ROWS, ROWS);
                 let lane = row % BLOCK_ROWS;
                 let q = |col: usize| i32::from(block.q()[(col / 4 * block.rows + lane) * 4 + col % 4]);
-                let remainders = block.remainders(lane, 0).1;
+                let remainders = of_row(&block, lane, 0);
                 assert_eq!(remainders.len(), usize::from(row == 3));
                 for (col, x) in x(row).iter().enumerate() {
                     let d = block.units()[lane] * power_of_two(block.shifts()[col / 32 * block.rows + lane]);
@@ -429,9 +436,9 @@ mod tests {
             let block = quantised.block(0, 2);
             for (row, outliers) in outliers.iter().enumerate() {
                 for at in (0..COLS).step_by(PIECE) {
-                    let found: Vec<usize> = block.remainders(row, at).1.iter().map(|r| r.group as usize).collect();
+                    let found: Vec<usize> = of_row(&block, row, at).iter().map(|r| r.group as usize).collect();
                     let bits: u32 = found.iter().map(|group| 1 << (group % PIECE_GROUPS)).sum();
-                    assert_eq!(block.remainders(row, at).0, bits);
+                    assert_eq!(block.pieces(at)[row].groups, bits);
                     let inside = outliers.iter().filter(|col| (at..at + PIECE).contains(col));
                     assert_eq!(found, inside.map(|col| col / GROUP).collect::<Vec<_>>());
                 }
@@ -480,7 +487,7 @@ mod tests {
                     if *is_broken {
                         let nothing = (0, 0.0, 0);
                         let found =
-                            (block.offsets(32)[at], block.scaled_sums(32)[at], block.remainders(row, 0).1.len());
+                            (block.offsets(32)[at], block.scaled_sums(32)[at], of_row(&block, row, 0).len());
                         assert_eq!(found, nothing, "{x} on {}", isa.name());
                     } else {
                         assert!(block.units()[row].is_finite() && (group != 40 / GROUP || block.offsets(32)[at] != 0));

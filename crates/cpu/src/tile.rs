@@ -8,7 +8,7 @@ use half::{f16, slice::HalfFloatSliceExt};
 use tensor::DType;
 
 use crate::{
-    activations::{Block, PIECE, PIECE_GROUPS, power_of_two},
+    activations::{Block, PIECE, PIECE_GROUPS, Piece, power_of_two},
     format::{Format, TILE_ZERO, scale_value},
     isa::{Isa, for_isa},
     pack::PANEL,
@@ -119,7 +119,8 @@ fn multiply_body<F: Format>(tile: &Tile, at: usize, cols: usize, block: &Block<'
             let d = power_of_two(shifts[of * F::GROUP / 32 * rows + row]);
             add::<F>(tile, group, &dot, d, scaled_sums[of * rows + row], acc);
         }
-        for remainder in block.remainders(row, at).1 {
+        let Piece { start, groups } = block.pieces(at)[row];
+        for remainder in &block.remainders()[start as usize..][..groups.count_ones() as usize] {
             for half in 0..32 / F::GROUP {
                 let group = remainder.group as usize % PIECE_GROUPS * (32 / F::GROUP) + half;
                 let x = |chunk: usize| &remainder.q[half * F::GROUP + chunk * 4..][..4];

@@ -152,22 +152,22 @@ fn add_remainders<F: Format>(
     acc: &mut [Lanes],
     columns: impl Fn(usize) -> Columns,
 ) {
-    let mut left: [(u32, &[Remainder]); BLOCK_ROWS] = [(0, &[]); BLOCK_ROWS];
-    let mut any = 0;
-    for (row, left) in left[..acc.len()].iter_mut().enumerate() {
-        *left = rows.remainders(row, at);
-        any |= left.0;
+    let pieces = rows.pieces(at);
+    let mut any = pieces.iter().fold(0, |any, piece| any | piece.groups);
+    if any == 0 {
+        return;
     }
+    let remainders = rows.remainders();
+    let mut next = [0; BLOCK_ROWS];
+    next.iter_mut().zip(pieces).for_each(|(next, piece)| *next = piece.start as usize);
     while any != 0 {
         let bit = any & any.wrapping_neg();
         any ^= bit;
         let columns = columns(bit.trailing_zeros() as usize);
-        for ((groups, remainders), acc) in left.iter_mut().zip(&mut *acc) {
-            if *groups & bit != 0
-                && let Some((remainder, rest)) = remainders.split_first()
-            {
-                add_remainder::<F>(&columns, zero, remainder, acc);
-                *remainders = rest;
+        for ((piece, next), acc) in pieces.iter().zip(&mut next).zip(&mut *acc) {
+            if piece.groups & bit != 0 {
+                add_remainder::<F>(&columns, zero, &remainders[*next], acc);
+                *next += 1;
             }
         }
     }
