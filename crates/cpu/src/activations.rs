@@ -486,8 +486,7 @@ mod tests {
                     assert_eq!(block.units()[row].is_nan(), *is_broken, "{x} on {}", isa.name());
                     if *is_broken {
                         let nothing = (0, 0.0, 0);
-                        let found =
-                            (block.offsets(32)[at], block.scaled_sums(32)[at], of_row(&block, row, 0).len());
+                        let found = (block.offsets(32)[at], block.scaled_sums(32)[at], of_row(&block, row, 0).len());
                         assert_eq!(found, nothing, "{x} on {}", isa.name());
                     } else {
                         assert!(block.units()[row].is_finite() && (group != 40 / GROUP || block.offsets(32)[at] != 0));

@@ -1,6 +1,6 @@
 //! Attention over one head of a block of the cache: 32 tokens.
 //!
-//! Elements of the cache are widened in registers, once for up to eight queries. Each query adds the same terms in the
+//! Elements of the cache are widened in registers, once for up to twelve queries. Each query adds the same terms in the
 //! same order whatever the number of queries beside it: its scores over the elements of the head, its values over the
 //! tokens, both ascending, each product fused with its sum.
 
@@ -41,11 +41,12 @@ impl Element for f16 {
 }
 
 /// Calls `$f::<E, N>` for as many of the `$count` queries at hand as one call takes; evaluates to how many.
-macro_rules! by_eights {
+macro_rules! by_twelves {
     ($count:expr, $f:ident($($arg:expr),*)) => {
         // SAFETY: holding an `Avx512` proves the instruction set; the caller of the macro checked the lengths.
         unsafe {
             match $count {
+                12.. => { $f::<E, 12>($($arg),*); 12 }
                 8.. => { $f::<E, 8>($($arg),*); 8 }
                 4.. => { $f::<E, 4>($($arg),*); 4 }
                 2.. => { $f::<E, 2>($($arg),*); 2 }
@@ -61,7 +62,7 @@ pub(crate) fn scores<E: Element>(_isa: Avx512, queries: &[f32], dim: usize, keys
     let mut query = 0;
     while query < scores.len() {
         let (queries, scores) = (&queries[query * dim..], &mut scores[query..]);
-        query += by_eights!(scores.len(), scores_of(queries, dim, keys, scores));
+        query += by_twelves!(scores.len(), scores_of(queries, dim, keys, scores));
     }
 }
 
@@ -111,7 +112,7 @@ pub(crate) fn weigh<E: Element>(
             continue;
         }
         let (weights, sums) = (&weights[query..], &mut sums[query * dim..]);
-        query += by_eights!(alike, weigh_of(weights, seen, values, dim, sums));
+        query += by_twelves!(alike, weigh_of(weights, seen, values, dim, sums));
     }
 }
 
