@@ -278,11 +278,13 @@ impl Run<'_> {
             return;
         }
         let panels: usize = ops.iter().map(|op| op.factor.weight.panels()).sum();
-        // Runs of panels, so that each thread reads long streams; enough runs that the threads end together.
         let rows = ops.iter().map(|op| count(op.rows, self.step)).max().unwrap_or(0);
-        let run = (panels / (self.threads * 8)).clamp(1, panels_at_once(rows));
-        while let Some(index) = take(next, panels.div_ceil(run)) {
-            let run = index * run..((index + 1) * run).min(panels);
+        let long = (panels / (self.threads * 8)).clamp(1, panels_at_once(rows));
+        // With few rows it is memory that is waited for, and short streams cost more than the last wait.
+        let short = if rows > PANEL { long.div_ceil(4) } else { long };
+        let runs = Runs::new(panels, long, short);
+        while let Some(index) = take(next, runs.count()) {
+            let run = runs.range(index);
             let mut first = 0;
             for op in ops {
                 let all = first..first + op.factor.weight.panels();
@@ -407,6 +409,34 @@ impl Run<'_> {
     }
 }
 
+/// A list divided into runs, which threads take one after the other: three quarters of it into long ones, so that each
+/// thread reads long streams, the rest into short ones, so that threads end together.
+struct Runs {
+    items: usize,
+    long: usize,
+    /// Long runs.
+    many: usize,
+    short: usize,
+}
+
+impl Runs {
+    fn new(items: usize, long: usize, short: usize) -> Runs {
+        Runs { items, long, many: items * 3 / 4 / long, short }
+    }
+
+    fn count(&self) -> usize {
+        self.many + (self.items - self.many * self.long).div_ceil(self.short)
+    }
+
+    fn range(&self, index: usize) -> std::ops::Range<usize> {
+        if index < self.many {
+            return index * self.long..(index + 1) * self.long;
+        }
+        let start = self.many * self.long + (index - self.many) * self.short;
+        start..(start + self.short).min(self.items)
+    }
+}
+
 /// The next item of a shared list, or `None` when all are taken.
 fn take(next: &AtomicUsize, count: usize) -> Option<usize> {
     let index = next.fetch_add(1, Ordering::Relaxed);
@@ -453,4 +483,18 @@ unsafe fn part_mut(buffer: &AlignedBuf, at: usize, len: usize) -> &mut [f32] {
     // SAFETY: inside the buffer by the assertion, aligned and of plain bytes as above. The pointer comes from `raw`, which
     // makes no reference to the buffer, and the caller promises that no other covers these elements.
     unsafe { std::slice::from_raw_parts_mut(buffer.raw().cast::<f32>().add(at), len) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn runs_cover_a_list_once() {
+        for (items, long, short) in [(1, 1, 1), (5, 4, 1), (24, 1, 1), (96, 6, 6), (560, 16, 4), (100, 3, 2)] {
+            let runs = Runs::new(items, long, short);
+            let all: Vec<usize> = (0..runs.count()).flat_map(|index| runs.range(index)).collect();
+            assert_eq!(all, (0..items).collect::<Vec<_>>(), "{items} in runs of {long} and {short}");
+        }
+    }
 }
