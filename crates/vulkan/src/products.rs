@@ -15,7 +15,7 @@ use crate::{
 pub(crate) const GEMV_ROWS: u32 = 16;
 
 /// Shared memory that the kernels on matrix units take, at most.
-const MATRIX_SHARED_BYTES: u32 = 48 << 10;
+pub(crate) const MATRIX_SHARED_BYTES: u32 = 48 << 10;
 
 /// Rows of activations up to which integers are faster than matrix units.
 const FEW_ROWS: u32 = 4;
