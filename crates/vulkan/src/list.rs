@@ -267,7 +267,8 @@ impl Lister<'_> {
         let columns = at.kv_heads * group.div_ceil(queries);
         let tiles = self.bucket.tiles[at.list];
         let seen = at.window.map_or(self.bucket.longest, |window| self.bucket.longest.min(window));
-        let most = (full(self.capabilities) / (tiles * columns).max(1)).clamp(1, 16);
+        // Its registers leave room for half as many workgroups side by side as those of other kernels do.
+        let most = (full(self.capabilities) / 2 / (tiles * columns).max(1)).clamp(1, 16);
         let splits = seen.div_ceil(32).clamp(1, most);
         let bytes = at.head_dim.is_multiple_of(32) && self.wants_bytes(next, &at.out);
         let (result, scales) = if bytes { self.made(&at.out) } else { (at.out.address, 0) };

@@ -388,8 +388,10 @@ impl Lister<'_> {
         } else {
             1
         };
-        // As many as shared memory has room for: of each, a matrix of the weight and those of the activations.
-        let subgroups = 8 / columns.div_ceil(2);
+        // As many as shared memory has room for: of each, a matrix of the weight and those of the activations. Workgroups
+        // that fill the device several times are better small.
+        let most = if matrices(tiles) >= 512 { 4 } else { 8 };
+        let subgroups = most.min(8 / columns.div_ceil(2));
         constants.extend([
             (1, subgroups * self.capabilities.subgroup),
             (6, tiles),
