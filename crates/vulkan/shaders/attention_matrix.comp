@@ -1,7 +1,7 @@
-// Attention of prompts on matrix units: halves in, floats summed. A workgroup takes a tile, up to SUBGROUPS * ROWS queries
-// (some tokens of a sequence, times some of the heads that share a KV head), and of the keys they see a share. A subgroup
-// has ROWS queries of its own; a block of the cache at a time goes through shared memory for all of them. Sums are carried
-// from block to block under a running maximum (Milakov and Gimelshein 2018, arXiv:1805.02867).
+// Attention of prompts on matrix units: halves in, floats summed. A workgroup takes a tile, up to SUBGROUPS * ROWS
+// queries (some tokens of a sequence, times some of the heads that share a KV head), and of the keys they see a share. A
+// subgroup has ROWS queries of its own; a block of the cache at a time goes through shared memory for all of them. Sums
+// are carried from block to block under a running maximum (Milakov and Gimelshein 2018, arXiv:1805.02867).
 #version 460
 #extension GL_GOOGLE_include_directive : require
 #extension GL_KHR_cooperative_matrix : require
@@ -22,8 +22,6 @@ layout(constant_id = 3) const uint TILE_HEADS = 1;
 // Query heads that share a KV head.
 layout(constant_id = 4) const uint GROUP = 1;
 layout(constant_id = 6) const bool CAPPED = false;
-// Whether the keys of a tile are divided among workgroups: then sums go to `partial`.
-layout(constant_id = 8) const bool SPLIT = false;
 
 const uint SIDE = 16;
 const uint SUBGROUPS = 4;
@@ -51,12 +49,14 @@ layout(push_constant, std430) uniform Push {
     // (first row, rows, token of the first row, where its block table begins)
     ReadU4 tiles;
     ReadU tables;
-    // A tile's query, share by share: HEAD_DIM sums, the maximum, and the sum of the weights.
+    // Where the keys of a tile are divided among workgroups, by query and share: HEAD_DIM sums, the maximum, and the sum
+    // of the weights.
     WriteF partial;
     uint heads;
     uint kv_heads;
     // Tokens a query sees, itself included; 0 where it sees all.
     uint window;
+    // Workgroups that the keys of a tile are divided among.
     uint splits;
     float scale;
     float cap;
@@ -226,7 +226,7 @@ void add_values(uint base) {
 
 // Four elements of query `one`, from element `d` on.
 void keep(uint entry, uint one, uint d, vec4 v) {
-    if (SPLIT) {
+    if (splits > 1) {
         uint at = (entry * splits + gl_WorkGroupID.z) * (HEAD_DIM + 2) + d;
         [[unroll]] for (uint k = 0; k < 4; ++k) {
             partial.at[at + k] = v[k];
@@ -255,7 +255,7 @@ void keep_all(uint base, uvec4 tile, uint first_head, uint tile_heads) {
                 if (one / TILE_HEADS < tile.y && one % TILE_HEADS < tile_heads) {
                     uint entry = entry_of(tile, first_head, one);
                     keep(entry, one, d * SIDE + word % 4 * 4, uintBitsToFloat(scores[base + word]));
-                    if (SPLIT && d == 0 && word % 4 == 0) {
+                    if (splits > 1 && d == 0 && word % 4 == 0) {
                         uint at = (entry * splits + gl_WorkGroupID.z) * (HEAD_DIM + 2) + HEAD_DIM;
                         partial.at[at] = factors[one];
                         partial.at[at + 1] = weights[one];

@@ -59,10 +59,16 @@ pub(crate) const ATTENTION_WIDTH: u32 = 128;
 const TILE_QUERIES: u32 = 4;
 
 /// The same of decoding, where one tile holds the heads of one row. Software compiles kernels at the speed of a
-/// processor, and each query is unrolled.
+/// processor, and each query is unrolled. A card's cache serves keys to several workgroups, which are better small.
 fn decode_queries(capabilities: &Capabilities) -> u32 {
-    if capabilities.kind == Kind::Software { 2 } else { 8 }
+    match capabilities.kind {
+        Kind::Integrated => 8,
+        Kind::Discrete | Kind::Virtual | Kind::Software => 2,
+    }
 }
+
+/// Query heads of a step up to which those of a card have a workgroup each.
+const LONE_QUERIES: u32 = 64;
 
 /// Subgroups of a workgroup of attention on matrix units.
 const MATRIX_SUBGROUPS: u32 = 4;
@@ -263,9 +269,10 @@ impl Lister<'_> {
 
     fn attend(&mut self, heads: &HeadsAt, at: &AttentionAt, next: Option<&Operation>) {
         let group = at.q.width / at.head_dim / at.kv_heads;
-        let queries = group.min(decode_queries(self.capabilities));
-        let columns = at.kv_heads * group.div_ceil(queries);
         let tiles = self.bucket.tiles[at.list];
+        let lone = self.capabilities.kind == Kind::Discrete && tiles * group * at.kv_heads <= LONE_QUERIES;
+        let queries = if lone { 1 } else { group.min(decode_queries(self.capabilities)) };
+        let columns = at.kv_heads * group.div_ceil(queries);
         let seen = at.window.map_or(self.bucket.longest, |window| self.bucket.longest.min(window));
         // Its registers leave room for half as many workgroups side by side as those of other kernels do.
         let most = (full(self.capabilities) / 2 / (tiles * columns).max(1)).clamp(1, 16);
@@ -363,13 +370,7 @@ impl Lister<'_> {
             scale: at.scale,
             cap: at.softcap.unwrap_or(0.0),
         };
-        let mut constants = vec![
-            (1, at.head_dim),
-            (3, tile_heads),
-            (4, group),
-            (6, bits(at.softcap.is_some())),
-            (8, bits(splits > 1)),
-        ];
+        let mut constants = vec![(1, at.head_dim), (3, tile_heads), (4, group), (6, bits(at.softcap.is_some()))];
         let shader = match matrices {
             Some(matrices) => {
                 constants.extend([(0, MATRIX_SUBGROUPS * self.capabilities.subgroup), (2, matrices)]);
@@ -379,7 +380,8 @@ impl Lister<'_> {
                 let queries = if self.bucket.many { TILE_QUERIES } else { tile_heads };
                 // A processor hides no latency, and takes long to compile what is unrolled.
                 let ahead = if self.capabilities.kind == Kind::Software { 1 } else { 8 };
-                constants.extend([(0, ATTENTION_WIDTH), (2, queries), (5, bits(at.halves)), (7, ahead)]);
+                let (halves, split) = (bits(at.halves), bits(splits > 1));
+                constants.extend([(0, ATTENTION_WIDTH), (2, queries), (5, halves), (7, ahead), (8, split)]);
                 Shader::Attention
             }
         };
