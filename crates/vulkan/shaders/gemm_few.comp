@@ -36,6 +36,9 @@ const uint PRIVATE = STAGED + COLUMNS * SIDE * PITCH;
 // Words of eight halves of the activations that an invocation carries.
 const uint RIGHT_EACH = (COLUMNS * SIDE * STEP * 4 + LANES - 1) / LANES;
 
+// Matrices of activations that stay in registers through a step, where they are few.
+const uint HOISTED = COLUMNS <= 2 ? 2 * STEP * COLUMNS : 1;
+
 shared uvec4 staged[SUBGROUPS * PRIVATE];
 
 uint first, total, part;
@@ -148,6 +151,12 @@ void main() {
         }
         stage_right(base);
         load(at, blocks, min(step + SUBGROUPS, steps - 1));
+        subgroupBarrier();
+        coopmat<float16_t, gl_ScopeSubgroup, SIDE, SIDE, gl_MatrixUseB> columns[HOISTED];
+        [[unroll]] for (uint i = 0; i < (HOISTED > 1 ? HOISTED : 0); ++i) {
+            coopMatLoad(columns[i], staged, base + STAGED + i % COLUMNS * SIDE * PITCH + 2 * (i / COLUMNS), PITCH,
+                gl_CooperativeMatrixLayoutColumnMajor);
+        }
         [[unroll]] for (uint m = 0; m < MATRICES; ++m) {
             unpack(m, base);
             subgroupBarrier();
@@ -155,10 +164,14 @@ void main() {
                 coopmat<float16_t, gl_ScopeSubgroup, SIDE, SIDE, gl_MatrixUseA> a;
                 coopMatLoad(a, staged, base + 2 * k, PITCH, gl_CooperativeMatrixLayoutRowMajor);
                 [[unroll]] for (uint j = 0; j < COLUMNS; ++j) {
-                    coopmat<float16_t, gl_ScopeSubgroup, SIDE, SIDE, gl_MatrixUseB> column;
-                    coopMatLoad(column, staged, base + STAGED + j * SIDE * PITCH + 2 * k, PITCH,
-                        gl_CooperativeMatrixLayoutColumnMajor);
-                    sums[m * COLUMNS + j] = coopMatMulAdd(a, column, sums[m * COLUMNS + j]);
+                    if (HOISTED > 1) {
+                        sums[m * COLUMNS + j] = coopMatMulAdd(a, columns[k * COLUMNS + j], sums[m * COLUMNS + j]);
+                    } else {
+                        coopmat<float16_t, gl_ScopeSubgroup, SIDE, SIDE, gl_MatrixUseB> column;
+                        coopMatLoad(column, staged, base + STAGED + j * SIDE * PITCH + 2 * k, PITCH,
+                            gl_CooperativeMatrixLayoutColumnMajor);
+                        sums[m * COLUMNS + j] = coopMatMulAdd(a, column, sums[m * COLUMNS + j]);
+                    }
                 }
             }
             subgroupBarrier();

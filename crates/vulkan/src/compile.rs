@@ -383,7 +383,7 @@ impl<'a, 'b> Compiler<'a, 'b> {
             Op::Attention { cache: id, q, scale, softcap } => {
                 let cache = self.share.graph.cache(*id);
                 let [keys, values] = memory.caches[id.index()].expect("a cache that is read lies here");
-                let list = room::tile_list(self.share.graph, *id, *q);
+                let list = room::tile_list(&self.vulkan.context, self.share, *id, *q);
                 Operation::Attention(AttentionAt {
                     q: matrix(*q),
                     out: out(),

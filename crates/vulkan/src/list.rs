@@ -1,11 +1,12 @@
 //! What the operations of a stage become for a step of given size: dispatches.
 
-use graph::{Arithmetic, Rows};
+use graph::{Arithmetic, KV_BLOCK_TOKENS, Rows};
 
 use crate::{
     capabilities::{Capabilities, Kind},
     kernels::{self, Dispatch, elementwise, form},
     operation::{AttentionAt, HeadPartAt, HeadsAt, Matrix, NormAt, Operation},
+    products::MATRIX_SHARED_BYTES,
     shaders::Shader,
 };
 
@@ -58,14 +59,48 @@ pub(crate) const ATTENTION_WIDTH: u32 = 128;
 const TILE_QUERIES: u32 = 4;
 
 /// The same of decoding, where one tile holds the heads of one row. Software compiles kernels at the speed of a
-/// processor, and each query is unrolled.
+/// processor, and each query is unrolled. A card's cache serves keys to several workgroups, which are better small.
 fn decode_queries(capabilities: &Capabilities) -> u32 {
-    if capabilities.kind == Kind::Software { 2 } else { 8 }
+    match capabilities.kind {
+        Kind::Integrated => 8,
+        Kind::Discrete | Kind::Virtual | Kind::Software => 2,
+    }
+}
+
+/// Query heads of a step up to which those of a card have a workgroup each.
+const LONE_QUERIES: u32 = 64;
+
+/// Subgroups of a workgroup of attention on matrix units.
+const MATRIX_SUBGROUPS: u32 = 4;
+
+/// How attention over a cache of this kind, with more than one row of a sequence, is computed on matrix units: matrices
+/// of 16 queries that a subgroup has; nothing where it is not.
+pub(crate) fn attention_matrices(
+    capabilities: &Capabilities,
+    arithmetic: Arithmetic,
+    head_dim: u32,
+    halves: bool,
+) -> Option<u32> {
+    let shape = capabilities.cooperative_matrix?;
+    let fits = arithmetic == Arithmetic::Fast
+        && halves
+        && shape.is_square()
+        && head_dim.is_multiple_of(16)
+        && capabilities.subgroup >= 16
+        && capabilities.shared_bytes >= MATRIX_SHARED_BYTES
+        && capabilities.workgroup >= MATRIX_SUBGROUPS * capabilities.subgroup;
+    // Sums and queries stay in registers: of heads of 256, one matrix of each.
+    fits.then(|| if head_dim <= 128 { 2 } else { 1 })
+}
+
+/// Queries of a tile of attention at most, where `matrices` are those of [`attention_matrices`].
+fn tile_queries(matrices: Option<u32>) -> u32 {
+    matrices.map_or(TILE_QUERIES, |matrices| MATRIX_SUBGROUPS * 16 * matrices)
 }
 
 /// Rows of a sequence in a tile of attention, where KV heads are shared by `group` query heads.
-pub(crate) fn tile_rows(group: usize) -> usize {
-    (TILE_QUERIES as usize / group).max(1)
+pub(crate) fn tile_rows(matrices: Option<u32>, group: usize) -> usize {
+    (tile_queries(matrices) as usize / group).max(1)
 }
 
 /// Shared memory that heads and attention in one kernel take, at most.
@@ -234,11 +269,13 @@ impl Lister<'_> {
 
     fn attend(&mut self, heads: &HeadsAt, at: &AttentionAt, next: Option<&Operation>) {
         let group = at.q.width / at.head_dim / at.kv_heads;
-        let queries = group.min(decode_queries(self.capabilities));
-        let columns = at.kv_heads * group.div_ceil(queries);
         let tiles = self.bucket.tiles[at.list];
+        let lone = self.capabilities.kind == Kind::Discrete && tiles * group * at.kv_heads <= LONE_QUERIES;
+        let queries = if lone { 1 } else { group.min(decode_queries(self.capabilities)) };
+        let columns = at.kv_heads * group.div_ceil(queries);
         let seen = at.window.map_or(self.bucket.longest, |window| self.bucket.longest.min(window));
-        let most = (full(self.capabilities) / (tiles * columns).max(1)).clamp(1, 16);
+        // Its registers leave room for half as many workgroups side by side as those of other kernels do.
+        let most = (full(self.capabilities) / 2 / (tiles * columns).max(1)).clamp(1, 16);
         let splits = seen.div_ceil(32).clamp(1, most);
         let bytes = at.head_dim.is_multiple_of(32) && self.wants_bytes(next, &at.out);
         let (result, scales) = if bytes { self.made(&at.out) } else { (at.out.address, 0) };
@@ -289,7 +326,7 @@ impl Lister<'_> {
         dispatch.reads.extend(caches.iter().cloned());
         dispatch.writes.extend(caches);
         if splits > 1 {
-            let shares = partial_bytes(self.capabilities, at.head_dim as usize);
+            let shares = partial_bytes(self.capabilities, at.head_dim as usize, None);
             dispatch.writes.push(self.addresses.partial..self.addresses.partial + shares);
         }
         dispatch.label = format!("attend {} {}", at.head_dim, at.window.map_or("whole", |_| "window"));
@@ -306,17 +343,18 @@ impl Lister<'_> {
     fn attention(&mut self, at: &AttentionAt) {
         let heads = at.q.width / at.head_dim;
         let group = heads / at.kv_heads;
-        let tile_heads = group.min(TILE_QUERIES);
-        let many = self.bucket.many;
-        let queries = if many { TILE_QUERIES } else { tile_heads };
+        let matrices = attention_matrices(self.capabilities, self.arithmetic, at.head_dim, at.halves);
+        let most = tile_queries(matrices);
+        let tile_heads = group.min(most);
         let tiles = self.bucket.tiles[at.list];
         let columns = at.kv_heads * group.div_ceil(tile_heads);
         // Keys that a tile may see, in chunks.
-        let seen = at
-            .window
-            .map_or(self.bucket.longest, |window| self.bucket.longest.min(window.saturating_add(TILE_QUERIES)));
-        let chunks = seen.div_ceil(ATTENTION_WIDTH);
-        let splits = (full(self.capabilities) / (tiles * columns).max(1)).clamp(1, chunks.max(1));
+        let seen = at.window.map_or(self.bucket.longest, |window| self.bucket.longest.min(window.saturating_add(most)));
+        let (chunk, wanted) = match matrices {
+            Some(_) => (KV_BLOCK_TOKENS as u32, full(self.capabilities) / 2),
+            None => (ATTENTION_WIDTH, full(self.capabilities)),
+        };
+        let splits = (wanted / (tiles * columns).max(1)).clamp(1, seen.div_ceil(chunk).max(1));
         let push = kernels::Attention {
             q: at.q.address,
             keys: at.keys,
@@ -332,22 +370,25 @@ impl Lister<'_> {
             scale: at.scale,
             cap: at.softcap.unwrap_or(0.0),
         };
-        let constants = vec![
-            (0, ATTENTION_WIDTH),
-            (1, at.head_dim),
-            (2, queries),
-            (3, tile_heads),
-            (4, group),
-            (5, bits(at.halves)),
-            (6, bits(at.softcap.is_some())),
-            // A processor hides no latency, and takes long to compile what is unrolled.
-            (7, if self.capabilities.kind == Kind::Software { 1 } else { 8 }),
-            (8, bits(splits > 1)),
-        ];
-        let mut dispatch = Dispatch::new(Shader::Attention, constants, &push, [tiles, columns, splits]);
+        let mut constants = vec![(1, at.head_dim), (3, tile_heads), (4, group), (6, bits(at.softcap.is_some()))];
+        let shader = match matrices {
+            Some(matrices) => {
+                constants.extend([(0, MATRIX_SUBGROUPS * self.capabilities.subgroup), (2, matrices)]);
+                Shader::AttentionMatrix
+            }
+            None => {
+                let queries = if self.bucket.many { TILE_QUERIES } else { tile_heads };
+                // A processor hides no latency, and takes long to compile what is unrolled.
+                let ahead = if self.capabilities.kind == Kind::Software { 1 } else { 8 };
+                let (halves, split) = (bits(at.halves), bits(splits > 1));
+                constants.extend([(0, ATTENTION_WIDTH), (2, queries), (5, halves), (7, ahead), (8, split)]);
+                Shader::Attention
+            }
+        };
+        let mut dispatch = Dispatch::new(shader, constants, &push, [tiles, columns, splits]);
         dispatch.work = 4 * u64::from(seen) * u64::from(at.q.width) * u64::from(self.bucket.tokens);
         dispatch.reads.extend([at.keys..at.keys + at.cache_bytes, at.values..at.values + at.cache_bytes]);
-        dispatch.label = format!("attention {} {}", at.head_dim, at.window.map_or("whole", |_| "window"));
+        dispatch.label = format!("{} {} {}", shader.name(), at.head_dim, at.window.map_or("whole", |_| "window"));
         if splits == 1 {
             self.push(dispatch, &[&at.q], &[&at.out]);
             return;
@@ -366,12 +407,10 @@ impl Lister<'_> {
 }
 
 /// Bytes of shares of attention, at most: a tile is divided only while workgroups are few.
-pub(crate) fn partial_bytes(capabilities: &Capabilities, head_dim: usize) -> u64 {
-    PARTIAL_BEGIN
-        + u64::from(full(capabilities))
-            * u64::from(TILE_QUERIES.max(decode_queries(capabilities)))
-            * (head_dim as u64 + 4)
-            * 4
+pub(crate) fn partial_bytes(capabilities: &Capabilities, head_dim: usize, matrices: Option<u32>) -> u64 {
+    let few = full(capabilities) * TILE_QUERIES.max(decode_queries(capabilities));
+    let many = matrices.map_or(0, |_| full(capabilities) / 2 * tile_queries(matrices));
+    PARTIAL_BEGIN + u64::from(few.max(many)) * (head_dim as u64 + 4) * 4
 }
 
 /// Invocations for a row of `width` elements, and how many words of four elements each holds.

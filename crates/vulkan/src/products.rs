@@ -15,7 +15,7 @@ use crate::{
 pub(crate) const GEMV_ROWS: u32 = 16;
 
 /// Shared memory that the kernels on matrix units take, at most.
-const MATRIX_SHARED_BYTES: u32 = 48 << 10;
+pub(crate) const MATRIX_SHARED_BYTES: u32 = 48 << 10;
 
 /// Rows of activations up to which integers are faster than matrix units.
 const FEW_ROWS: u32 = 4;
@@ -388,8 +388,10 @@ impl Lister<'_> {
         } else {
             1
         };
-        // As many as shared memory has room for: of each, a matrix of the weight and those of the activations.
-        let subgroups = 8 / columns.div_ceil(2);
+        // As many as shared memory has room for: of each, a matrix of the weight and those of the activations. Where
+        // workgroups fill the device several times they are better small.
+        let most = if matrices(tiles) >= 300 { 4 } else { 8 };
+        let subgroups = most.min(8 / columns.div_ceil(2));
         constants.extend([
             (1, subgroups * self.capabilities.subgroup),
             (6, tiles),
@@ -409,8 +411,9 @@ impl Lister<'_> {
             Kind::Integrated => 12,
             Kind::Software => 1,
         };
-        // Larger shares of a subgroup read less of shared memory, and take longer to store.
-        let share = if push.cols >= 3072 { 64 } else { 32 };
+        // Larger shares of a subgroup read less of shared memory, and take longer to store; there are fewer subgroups
+        // then. Not by the rows of activations, so that a short prompt checks what a long one runs.
+        let share = if push.cols >= 3072 || tiles(128) >= 80 { 64 } else { 32 };
         let sizes = [(128, 128, 64, share), (128, 64, 32, 32), (64, 64, 32, 32)];
         let fills = |(m, n, ..): &(u32, u32, u32, u32)| groups(*m, *n).iter().product::<u32>() >= enough;
         let (m, n, warp_m, warp_n) = sizes.into_iter().find(fills).unwrap_or(sizes[2]);
@@ -442,7 +445,7 @@ impl Lister<'_> {
         let rows = [4, 2, 1].into_iter().find(|rows| *rows <= most && total / rows >= wanted).unwrap_or(1);
         let ahead = match columns {
             1 if push.cols >= 8192 => 2,
-            1 | 2 => most / rows,
+            2 => most / rows,
             _ => 1,
         };
         (rows, ahead)

@@ -1,6 +1,6 @@
 //! What a share takes beside its weights: counted once, for the plan that says it and for the program that takes it.
 
-use graph::{Cache, CacheId, Graph, KV_BLOCK_TOKENS, Op, Share, ValueId};
+use graph::{Cache, CacheId, KV_BLOCK_TOKENS, KvType, Op, Share, ValueId};
 
 use crate::{
     compile::{push_new, vector_bytes},
@@ -48,7 +48,7 @@ impl Room {
                 caches[id.index()] = Some(key_bytes(share, graph.cache(id)));
             }
             match &node.op {
-                Op::Attention { cache, q, .. } => push_new(&mut lists, tile_list(graph, *cache, *q)),
+                Op::Attention { cache, q, .. } => push_new(&mut lists, tile_list(context, share, *cache, *q)),
                 Op::Embed { .. } => host_values.extend(node.output),
                 _ => {}
             }
@@ -68,14 +68,16 @@ impl Room {
         let tables = limits.context.div_ceil(KV_BLOCK_TOKENS) as u64 * 4 * graph.windows().len() as u64;
         let inbox = layout.tables + sequences * tables;
         let (quants, scales) = prepared_bytes(share, context.capabilities.cooperative_matrix.is_some());
-        let head_dim = graph.caches().iter().map(|cache| cache.head_dim).max().unwrap_or(0);
+        let partial = graph.caches().iter().map(|cache| {
+            list::partial_bytes(&context.capabilities, cache.head_dim, attention_matrices(context, share, cache))
+        });
         Room {
             slots: share.arena.slots.iter().map(|slot| slot.elements as u64 * 4).collect(),
             caches,
             quants,
             scales,
             made: made_bytes(share),
-            partial: list::partial_bytes(&context.capabilities, head_dim),
+            partial: partial.max().unwrap_or(0),
             lists,
             layout,
             host_values,
@@ -125,10 +127,17 @@ fn nodes<'a>(share: &'a Share<'_>) -> impl Iterator<Item = &'a graph::Node> {
 }
 
 /// The list of tiles that an attention reads.
-pub(crate) fn tile_list(graph: &Graph, cache: CacheId, q: ValueId) -> TileList {
-    let cache = graph.cache(cache);
-    let heads = graph.value(q).width / cache.head_dim;
-    TileList { rows: list::tile_rows(heads / cache.kv_heads), group: cache.group }
+pub(crate) fn tile_list(context: &Context, share: &Share<'_>, cache: CacheId, q: ValueId) -> TileList {
+    let cache = share.graph.cache(cache);
+    let heads = share.graph.value(q).width / cache.head_dim;
+    let matrices = attention_matrices(context, share, cache);
+    TileList { rows: list::tile_rows(matrices, heads / cache.kv_heads), group: cache.group }
+}
+
+/// As [`list::attention_matrices`].
+fn attention_matrices(context: &Context, share: &Share<'_>, cache: &Cache) -> Option<u32> {
+    let halves = share.kv.dtype == KvType::F16;
+    list::attention_matrices(&context.capabilities, share.arithmetic, cache.head_dim as u32, halves)
 }
 
 /// Bytes of the prepared inputs of products and their scales: of all rows as halves, or of few as bytes.

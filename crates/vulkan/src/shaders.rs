@@ -43,6 +43,8 @@ shaders! {
     Heads "heads",
     /// Attention.
     Attention "attention",
+    /// Attention of prompts, on matrix units.
+    AttentionMatrix "attention_matrix",
     /// Attention of one row a sequence, with all between its products.
     Attend "attend",
     /// Joins shares of attention.
