@@ -42,6 +42,8 @@ pub struct Case {
     caches: Vec<Cache>,
     windows: Vec<Option<usize>>,
     logits: ValueId,
+    /// Values that leave the graph beside.
+    taps: Vec<ValueId>,
 }
 
 /// Why a device is not to be trusted with a case.
@@ -127,12 +129,14 @@ fn cut(graph: &Graph, range: Range<usize>) -> Option<Case> {
     units.dedup();
     let ops: Vec<&Op> = cut.nodes.iter().map(|node| &node.op).collect();
     let shapes: Vec<_> = cut.values.iter().map(|value| (value.rows, value.width)).collect();
-    let key = format!("{ops:?} {shapes:?} {:?} {:?}", cut.weights, cut.caches);
+    let made = nodes.iter().filter_map(|node| node.output).filter(|value| graph.is_output(*value));
+    let taps: Vec<ValueId> = made.map(|value| cut.value_of[&value]).filter(|value| *value != logits).collect();
+    let key = format!("{ops:?} {shapes:?} {:?} {:?} {taps:?}", cut.weights, cut.caches);
     let label = |(part, layer): &(Part, Option<u32>)| layer.map_or(part.name().to_owned(), |n| format!("layer {n}"));
     let (first, end) = (label(&units[0]), label(&units[units.len() - 1]));
     let name = if first == end { first } else { format!("{first} and {end}") };
     let Cut { nodes, values, weights, caches, windows, .. } = cut;
-    Some(Case { name, key, units, nodes, values, weights, caches, windows, logits })
+    Some(Case { name, key, units, nodes, values, weights, caches, windows, logits, taps })
 }
 
 impl Cut {
@@ -249,7 +253,7 @@ impl Case {
             windows: self.windows.clone(),
             nodes: self.nodes.clone(),
             logits: self.logits,
-            taps: Vec::new(),
+            taps: self.taps.iter().map(|value| (format!("value {}", value.index()), *value)).collect(),
             vocab_in: VOCAB,
         }
     }
