@@ -10,6 +10,16 @@ pub(super) type Lanes = [f32; LANES];
 /// Element `j` of run `l` is at `[j][l]`.
 pub(super) type Tile<const N: usize> = [Lanes; N];
 
+/// The same number in all lanes of a block of `RUNS` runs.
+#[inline(always)]
+pub(super) fn each_block<const RUNS: usize>(lanes: &Lanes, reduce: impl Fn(&[f32; RUNS]) -> f32) -> Lanes {
+    let mut out = [0.0; LANES];
+    for (runs, out) in lanes.as_chunks::<RUNS>().0.iter().zip(out.as_chunks_mut::<RUNS>().0) {
+        *out = [reduce(runs); RUNS];
+    }
+    out
+}
+
 /// Stands in every loop over rows. A loop that holds it is not vectorised across rows, which the compiler would do with
 /// gathers; so each row becomes vectors, as it should.
 #[inline(always)]
