@@ -94,12 +94,22 @@ impl Output {
         let log = File::options().append(true).open(&journal).map_err(io_error(&journal))?;
         let checksums = layout.tensors.iter().map(|_| AtomicU64::new(0)).collect();
         let output = Output { parts, places, journal, log: Mutex::new(log), checksums, done };
-        for part in &output.parts {
+        match output.write_heads() {
+            Ok(()) => Ok(output),
+            Err(error) => {
+                output.discard();
+                Err(error)
+            }
+        }
+    }
+
+    fn write_heads(&self) -> Result<(), QuantizeError> {
+        for part in &self.parts {
             part.write(0, &part.head.bytes)?;
             // The end of the file is padding, which nothing else writes.
             part.file.set_len(part.head.file_bytes).map_err(io_error(&part.partial))?;
         }
-        Ok(output)
+        Ok(())
     }
 
     /// Where tensor `index` lies: its part, first byte and bytes.
