@@ -6,8 +6,7 @@ use files::{
     gguf::{Array, Gguf, Value},
     hf::HfDir,
 };
-use models::Change;
-use quantize::{Importance, Mix, Plan, Report, Source, SourceTensor, Step, WriteOptions};
+use quantize::{Importance, Mix, Plan, Report, Source, WriteOptions};
 use serde_json::Value as Json;
 
 use crate::{EngineError, ModelFile, source::Kind};
@@ -67,7 +66,7 @@ fn directory(file: &ModelFile, dir: &HfDir) -> Result<(Source, Vec<String>), Eng
     let model = |source| EngineError::Model { file: file.path.clone(), source: Box::new(source) };
     let export = models::export(dir).map_err(model)?;
     let (mut metadata, mut notices) = (export.metadata, export.notices);
-    let rows = |name: &str| export.tensors.iter().find(|tensor| tensor.name == name)?.info.shape.first().copied();
+    let rows = |name: &str| export.tensors.iter().find(|tensor| tensor.name == name)?.shape.first().copied();
     let vocab = rows("token_embd.weight").unwrap_or(0);
     match dir.read_tokenizer_json()? {
         Some(json) => metadata.extend(tokenizer(dir, &json, vocab).map_err(EngineError::Unusable)?),
@@ -79,19 +78,7 @@ fn directory(file: &ModelFile, dir: &HfDir) -> Result<(Source, Vec<String>), Eng
     if let Some(template) = file.template_source()? {
         metadata.push(("tokenizer.chat_template".to_owned(), template.as_str().into()));
     }
-    let tensor = |tensor: models::ExportTensor| SourceTensor {
-        name: tensor.name,
-        dtype: tensor.info.dtype,
-        shape: tensor.info.shape,
-        data: tensor.info.data,
-        step: match tensor.change {
-            Change::None => Step::None,
-            Change::Affine { add, scale } => Step::Affine { add, scale },
-            Change::InterleaveHalves { heads } => Step::InterleaveHalves { heads },
-        },
-    };
-    let tensors = export.tensors.into_iter().map(tensor).collect();
-    Ok((Source { metadata, tensors, files: weight_files(dir) }, notices))
+    Ok((Source { metadata, tensors: export.tensors, files: weight_files(dir) }, notices))
 }
 
 fn weight_files(dir: &HfDir) -> Vec<PathBuf> {

@@ -14,7 +14,7 @@ use tensor::{
     encode,
 };
 
-use crate::{Importance, Plan, QuantizeError, Source, SourceTensor, Step};
+use crate::{Importance, Plan, QuantizeError, Source, SourceTensor, Step, source::decode};
 
 /// Elements of a piece: its numbers and its blocks stay in a core's own cache.
 const PIECE: usize = 1 << 17;
@@ -196,7 +196,7 @@ impl<'a> Job<'a> {
     fn decode(&self, piece: Piece, dtype: DType, buffers: &mut Buffers) -> Result<(), QuantizeError> {
         let tensor = &self.packing.source.tensors[piece.tensor];
         buffers.values.resize(piece.rows * tensor.cols(), 0.0);
-        let decoded = tensor.decode(piece.first, &mut buffers.values);
+        let decoded = decode(tensor, piece.first, &mut buffers.values);
         // Encoders of blocks look for themselves.
         let checked = decoded.and_then(|()| match dtype.is_block() && dtype != tensor.dtype {
             true => Ok(()),
