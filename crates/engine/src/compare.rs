@@ -1,6 +1,9 @@
 //! Two models on one text: how much the second loses.
 
-use crate::{Engine, EngineError, Perplexity, logprobs::{exp, log_sum_exp}};
+use crate::{
+    Engine, EngineError, Perplexity,
+    logprobs::{exp, log_sum_exp},
+};
 
 /// How far a model is from a reference, over the same predictions.
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]

@@ -19,9 +19,13 @@ impl ModelFile {
     pub fn quantize_source(&self) -> Result<(Source, Vec<String>), EngineError> {
         match &self.kind {
             Kind::Gguf(gguf) => {
-                let quantised = gguf.tensors().iter().find(|info| info.dtype.is_block());
-                let notice = quantised.map(|info| {
-                    format!("the source is quantised already (to {}): what was lost then stays lost", info.dtype)
+                // What most of its bytes are.
+                let bytes =
+                    |dtype| gguf.tensors().iter().filter(|info| info.dtype == dtype).map(|info| info.data.len());
+                let blocks = gguf.tensors().iter().map(|info| info.dtype).filter(|dtype| dtype.is_block());
+                let most = blocks.max_by_key(|dtype| bytes(*dtype).sum::<usize>());
+                let notice = most.map(|dtype| {
+                    format!("the source is quantised already (most of it to {dtype}): what was lost then stays lost")
                 });
                 Ok((Source::gguf(gguf), notice.into_iter().collect()))
             }

@@ -175,7 +175,7 @@ impl Blocks<18> for Q40 {
     }
 }
 
-/// Codes 0 to 15 of the scale as it was before it became f16, halves rounded up.
+/// Codes 0 to 15 of the scale as it was before it became f16, halves rounded up; the product is rounded by itself.
 #[inline(always)]
 fn from_extreme(x: &Tile<LEN>, d: &Lanes) -> [[u8; LANES]; LEN] {
     let inverse_scale = d.map(inverse);
@@ -183,7 +183,7 @@ fn from_extreme(x: &Tile<LEN>, d: &Lanes) -> [[u8; LANES]; LEN] {
     for (codes, x) in codes.iter_mut().zip(x) {
         row();
         for l in 0..LANES {
-            codes[l] = byte(clamp(x[l].mul_add(inverse_scale[l], 8.5).floor(), 0.0, 15.0));
+            codes[l] = byte(clamp((x[l] * inverse_scale[l] + 8.5).floor(), 0.0, 15.0));
         }
     }
     codes

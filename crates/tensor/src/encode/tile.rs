@@ -63,13 +63,18 @@ pub(super) fn inverse(x: f32) -> f32 {
     if x.abs() < f32::MIN_POSITIVE { 0.0 } else { 1.0 / x }
 }
 
-/// The element of each run with the largest absolute value, sign included.
+/// The element of each run with the largest absolute value, sign included; of equals the first, as ggml has it.
 #[inline(always)]
 pub(super) fn extremes<const N: usize>(x: &Tile<N>) -> Lanes {
-    let (low, high) = ranges(x);
-    let mut extreme = [0.0; LANES];
-    for l in 0..LANES {
-        extreme[l] = if -low[l] > high[l] { low[l] } else { high[l] };
+    let (mut most, mut extreme) = ([0.0; LANES], [0.0; LANES]);
+    for x in x {
+        row();
+        for l in 0..LANES {
+            let magnitude = x[l].abs();
+            let larger = magnitude > most[l];
+            most[l] = if larger { magnitude } else { most[l] };
+            extreme[l] = if larger { x[l] } else { extreme[l] };
+        }
     }
     extreme
 }
