@@ -20,10 +20,12 @@ impl ModelFile {
         match &self.kind {
             Kind::Gguf(gguf) => {
                 // What most of its bytes are.
-                let bytes =
-                    |dtype| gguf.tensors().iter().filter(|info| info.dtype == dtype).map(|info| info.data.len());
+                let bytes = |dtype| {
+                    let own = gguf.tensors().iter().filter(|info| info.dtype == dtype);
+                    own.map(|info| info.data.len()).sum::<usize>()
+                };
                 let blocks = gguf.tensors().iter().map(|info| info.dtype).filter(|dtype| dtype.is_block());
-                let most = blocks.max_by_key(|dtype| bytes(*dtype).sum::<usize>());
+                let most = blocks.max_by_key(|dtype| bytes(*dtype));
                 let notice = most.map(|dtype| {
                     format!("the source is quantised already (most of it to {dtype}): what was lost then stays lost")
                 });
