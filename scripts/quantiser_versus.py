@@ -2,7 +2,7 @@
 """Holds the quantisers of this project against llama.cpp's.
 
 usage: quantiser_versus.py blocks ENCODE [MODEL.gguf TENSOR]...
-       quantiser_versus.py files UNICORN SOURCE.gguf FOLDER [-t THREADS] [-r PAIRS] [TYPE]...
+       quantiser_versus.py files UNICORN SOURCE.gguf FOLDER [TYPE]... [-t THREADS] [-r PAIRS]
 
 `blocks` compares error and speed of each type on one thread. ENCODE is the program of `cargo build --release -p tensor
 --example encode`; ggml's `ggml_quantize_chunk` is called for the other side, and the package gguf decodes the blocks of

@@ -70,7 +70,7 @@ pub(crate) fn log_sum_exp(logits: &[f32]) -> f64 {
 /// `2^(x log2(e))`: an integer power by way of the bits, and for the rest, from -1/2 to 1/2, the polynomial of eighth
 /// degree that leaves the least relative error, 8.2e-13, and is 1 at 0 (iterated weighted least squares, Lawson 1961).
 #[inline(always)]
-fn exp(x: f64) -> f64 {
+pub(crate) fn exp(x: f64) -> f64 {
     const LEAST: f64 = -1000.0;
     const ROUND: f64 = 6_755_399_441_055_744.0; // 1.5 * 2^52: adding it rounds to an integer, left in the low bits.
     let y = x * std::f64::consts::LOG2_E;

@@ -6,8 +6,7 @@ use files::{
     gguf::{Array, Gguf, Value},
     hf::HfDir,
 };
-use models::Change;
-use quantize::{Importance, Mix, Plan, Report, Source, SourceTensor, Step, WriteOptions};
+use quantize::{Importance, Mix, Plan, Report, Source, WriteOptions};
 use serde_json::Value as Json;
 
 use crate::{EngineError, ModelFile, source::Kind};
@@ -20,9 +19,15 @@ impl ModelFile {
     pub fn quantize_source(&self) -> Result<(Source, Vec<String>), EngineError> {
         match &self.kind {
             Kind::Gguf(gguf) => {
-                let quantised = gguf.tensors().iter().find(|info| info.dtype.is_block());
-                let notice = quantised.map(|info| {
-                    format!("the source is quantised already (to {}): what was lost then stays lost", info.dtype)
+                // What most of its bytes are.
+                let bytes = |dtype| {
+                    let own = gguf.tensors().iter().filter(|info| info.dtype == dtype);
+                    own.map(|info| info.data.len()).sum::<usize>()
+                };
+                let blocks = gguf.tensors().iter().map(|info| info.dtype).filter(|dtype| dtype.is_block());
+                let most = blocks.max_by_key(|dtype| bytes(*dtype));
+                let notice = most.map(|dtype| {
+                    format!("the source is quantised already (most of it to {dtype}): what was lost then stays lost")
                 });
                 Ok((Source::gguf(gguf), notice.into_iter().collect()))
             }
@@ -67,7 +72,7 @@ fn directory(file: &ModelFile, dir: &HfDir) -> Result<(Source, Vec<String>), Eng
     let model = |source| EngineError::Model { file: file.path.clone(), source: Box::new(source) };
     let export = models::export(dir).map_err(model)?;
     let (mut metadata, mut notices) = (export.metadata, export.notices);
-    let rows = |name: &str| export.tensors.iter().find(|tensor| tensor.name == name)?.info.shape.first().copied();
+    let rows = |name: &str| export.tensors.iter().find(|tensor| tensor.name == name)?.shape.first().copied();
     let vocab = rows("token_embd.weight").unwrap_or(0);
     match dir.read_tokenizer_json()? {
         Some(json) => metadata.extend(tokenizer(dir, &json, vocab).map_err(EngineError::Unusable)?),
@@ -79,19 +84,7 @@ fn directory(file: &ModelFile, dir: &HfDir) -> Result<(Source, Vec<String>), Eng
     if let Some(template) = file.template_source()? {
         metadata.push(("tokenizer.chat_template".to_owned(), template.as_str().into()));
     }
-    let tensor = |tensor: models::ExportTensor| SourceTensor {
-        name: tensor.name,
-        dtype: tensor.info.dtype,
-        shape: tensor.info.shape,
-        data: tensor.info.data,
-        step: match tensor.change {
-            Change::None => Step::None,
-            Change::Affine { add, scale } => Step::Affine { add, scale },
-            Change::InterleaveHalves { heads } => Step::InterleaveHalves { heads },
-        },
-    };
-    let tensors = export.tensors.into_iter().map(tensor).collect();
-    Ok((Source { metadata, tensors, files: weight_files(dir) }, notices))
+    Ok((Source { metadata, tensors: export.tensors, files: weight_files(dir) }, notices))
 }
 
 fn weight_files(dir: &HfDir) -> Vec<PathBuf> {

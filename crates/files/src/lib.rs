@@ -39,7 +39,9 @@ pub mod gguf;
 pub mod hf;
 mod read;
 pub mod safetensors;
+mod source;
 mod table;
 
 pub use error::{FileError, Problem, TensorProblem};
+pub use source::{SourceTensor, Step};
 pub use table::TensorInfo;

@@ -3,7 +3,7 @@
 //! divisors of Llama 3's frequencies become a tensor. Tokenizer and chat template are not a model's and not in here.
 
 use files::{
-    TensorInfo,
+    SourceTensor, Step,
     gguf::Value,
     hf::{HfDir, RopeScaling},
 };
@@ -17,40 +17,9 @@ pub struct Export {
     /// The architecture's keys, `general.architecture` first.
     pub metadata: Vec<(String, Value)>,
     /// The tensors, under GGUF names, in an order that puts layers together.
-    pub tensors: Vec<ExportTensor>,
+    pub tensors: Vec<SourceTensor>,
     /// What was left out or folded into a weight, to be shown to the user.
     pub notices: Vec<String>,
-}
-
-/// A tensor with what is to be done to it.
-#[derive(Clone, Debug)]
-pub struct ExportTensor {
-    /// Its GGUF name.
-    pub name: String,
-    /// Where it lies and what it is.
-    pub info: TensorInfo,
-    /// What makes it what GGUF readers expect.
-    pub change: Change,
-}
-
-/// How elements change between the two forms.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Change {
-    /// They do not.
-    None,
-    /// `(x + add) * scale`.
-    Affine {
-        /// Added first.
-        add: f32,
-        /// Multiplied then.
-        scale: f32,
-    },
-    /// In each of so many heads, row `2 i + h` comes from row `h * half + i`: halves that turn together become
-    /// neighbours.
-    InterleaveHalves {
-        /// Heads that the rows divide into.
-        heads: usize,
-    },
 }
 
 /// Brings a directory into GGUF's form.
@@ -68,8 +37,9 @@ pub fn export(dir: &HfDir) -> Result<Export, ModelError> {
     metadata(&mut export, architecture, stated.name.as_deref(), &config, dir, theta);
     let fold = query_factor(architecture, &config);
     for (name, info) in tensors::gguf_names(dir, config.tied, &mut export.notices) {
-        let change = change(architecture, &name, &config, fold)?;
-        export.tensors.push(ExportTensor { name, info: info.clone(), change });
+        let step = step(architecture, &name, &config, fold)?;
+        let (shape, data) = (info.shape.clone(), info.data.clone());
+        export.tensors.push(SourceTensor { name, dtype: info.dtype, shape, data, step });
     }
     if fold != 1.0 {
         export.notices.push(format!(
@@ -163,7 +133,8 @@ fn query_factor(architecture: &str, config: &Config) -> f32 {
     if (factor - 1.0).abs() < 1e-6 { 1.0 } else { factor as f32 }
 }
 
-fn change(architecture: &str, name: &str, config: &Config, fold: f32) -> Result<Change, ModelError> {
+/// What makes a tensor what GGUF readers expect.
+fn step(architecture: &str, name: &str, config: &Config, fold: f32) -> Result<Step, ModelError> {
     let heads = match name.split('.').nth(2) {
         Some("attn_q") => Some(config.heads),
         Some("attn_k") => Some(config.layers.first().map_or(1, |layer| layer.kv_heads)),
@@ -179,20 +150,18 @@ fn change(architecture: &str, name: &str, config: &Config, fold: f32) -> Result<
         if config.rope.inv_freq.len() * 2 != config.head_dim {
             return Err(ModelError::Unsupported { feature: "partial rotation in a llama model as GGUF".to_owned() });
         }
-        return Ok(Change::InterleaveHalves { heads });
+        return Ok(Step::InterleaveHalves { heads });
     }
-    Ok(if (add, scale) == (0.0, 1.0) { Change::None } else { Change::Affine { add, scale } })
+    Ok(if (add, scale) == (0.0, 1.0) { Step::None } else { Step::Affine { add, scale } })
 }
 
 /// What each frequency is divided by.
-fn rope_factors(config: &Config, theta: f64) -> ExportTensor {
+fn rope_factors(config: &Config, theta: f64) -> SourceTensor {
     let dim = 2 * config.rope.inv_freq.len();
     let unscaled = |i: usize| theta.powf(-((2 * i) as f64) / dim as f64);
     let factors = config.rope.inv_freq.iter().enumerate().map(|(i, scaled)| (unscaled(i) / f64::from(*scaled)) as f32);
     let data: Vec<u8> = factors.flat_map(f32::to_le_bytes).collect();
-    let name = tensors::ROPE_FACTORS.to_owned();
-    let info = TensorInfo { name: name.clone(), dtype: DType::F32, shape: vec![dim / 2], data: data.into() };
-    ExportTensor { name, info, change: Change::None }
+    SourceTensor::plain(tensors::ROPE_FACTORS, DType::F32, vec![dim / 2], data.into())
 }
 
 /// The embedding, the layers in turn, the rest.

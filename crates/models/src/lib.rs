@@ -48,7 +48,7 @@ use graph::Graph;
 
 pub use config::{Config, Layer};
 pub use error::ModelError;
-pub use export::{Change, Export, ExportTensor, export};
+pub use export::{Export, export};
 pub use shape::{Shape, ShapeError};
 
 /// An open model file, or what stands for one.

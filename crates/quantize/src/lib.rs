@@ -40,11 +40,12 @@ mod source;
 mod write;
 
 pub use error::QuantizeError;
+pub use files::{SourceTensor, Step};
 pub use importance::{Importance, ImportanceEntry};
 pub use memory::pack;
 pub use mix::{Mix, Plan, PlannedTensor, Rule};
 pub use presets::preset_names;
 pub use report::{GroupReport, Report, TensorReport};
 pub use search::{Choice, Goal, choices, search};
-pub use source::{Source, SourceTensor, Step};
+pub use source::Source;
 pub use write::{MEMORY_BYTES, WriteOptions, write};

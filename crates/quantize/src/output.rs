@@ -73,33 +73,51 @@ impl Output {
             return Err(QuantizeError::Exists { path: path.clone() });
         }
         let journal = beside(layout.target, "journal");
-        let mut done = read_journal(&journal, layout.fingerprint);
+        let made = Output::make(layout, &groups, places, &targets, &journal);
+        if made.is_err() {
+            targets.iter().for_each(|target| drop(fs::remove_file(beside(target, "partial"))));
+            let _ = fs::remove_file(&journal);
+        }
+        made
+    }
+
+    fn make(
+        layout: &Layout<'_>,
+        groups: &[Vec<TensorHead>],
+        places: Vec<(usize, usize)>,
+        targets: &[PathBuf],
+        journal: &Path,
+    ) -> Result<Output, QuantizeError> {
+        let mut done = read_journal(journal, layout.fingerprint);
         let mut parts = Vec::new();
         for (no, (tensors, target)) in groups.iter().zip(targets).enumerate() {
             let metadata = part_metadata(layout, no, groups.len());
             let head = Head::new(&metadata, tensors).map_err(QuantizeError::Head)?;
-            let partial = beside(&target, "partial");
+            let partial = beside(target, "partial");
             if !partial.exists() {
                 done.clear();
             }
             let mut options = File::options();
             let file = options.read(true).write(true).create(true).truncate(false).open(&partial);
-            parts.push(Part { head, target, file: file.map_err(io_error(&partial))?, partial });
+            parts.push(Part { head, target: target.clone(), file: file.map_err(io_error(&partial))?, partial });
         }
-        let mut log = Vec::new();
         if done.is_empty() {
-            writeln!(log, "{:016x}", layout.fingerprint).map_err(io_error(&journal))?;
-            fs::write(&journal, &log).map_err(io_error(&journal))?;
+            fs::write(journal, format!("{:016x}\n", layout.fingerprint)).map_err(io_error(journal))?;
         }
-        let log = File::options().append(true).open(&journal).map_err(io_error(&journal))?;
+        let log = File::options().append(true).open(journal).map_err(io_error(journal))?;
         let checksums = layout.tensors.iter().map(|_| AtomicU64::new(0)).collect();
-        let output = Output { parts, places, journal, log: Mutex::new(log), checksums, done };
-        for part in &output.parts {
+        let output = Output { parts, places, journal: journal.to_path_buf(), log: Mutex::new(log), checksums, done };
+        output.write_heads()?;
+        Ok(output)
+    }
+
+    fn write_heads(&self) -> Result<(), QuantizeError> {
+        for part in &self.parts {
             part.write(0, &part.head.bytes)?;
             // The end of the file is padding, which nothing else writes.
             part.file.set_len(part.head.file_bytes).map_err(io_error(&part.partial))?;
         }
-        Ok(output)
+        Ok(())
     }
 
     /// Where tensor `index` lies: its part, first byte and bytes.

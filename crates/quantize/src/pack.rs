@@ -14,7 +14,7 @@ use tensor::{
     encode,
 };
 
-use crate::{Importance, Plan, QuantizeError, Source, SourceTensor, Step};
+use crate::{Importance, Plan, QuantizeError, Source, SourceTensor, Step, source::decode};
 
 /// Elements of a piece: its numbers and its blocks stay in a core's own cache.
 const PIECE: usize = 1 << 17;
@@ -171,13 +171,14 @@ impl<'a> Job<'a> {
         let (tensor, planned) = (&self.packing.source.tensors[piece.tensor], &self.packing.plan.tensors[piece.tensor]);
         let (at, bytes) = span(tensor, planned.dtype, piece)?;
         let unchanged = tensor.dtype == planned.dtype && tensor.step == Step::None;
-        let copied;
         let packed: &[u8] = if unchanged {
-            copied = tensor.data.get(at as usize..at as usize + bytes).ok_or_else(|| QuantizeError::Tensor {
+            if tensor.dtype.is_weight() {
+                self.decode(piece, tensor.dtype, buffers)?;
+            }
+            tensor.data.get(at as usize..at as usize + bytes).ok_or_else(|| QuantizeError::Tensor {
                 tensor: tensor.name.clone(),
                 reason: "its data end before its shape does".to_owned(),
-            })?;
-            copied
+            })?
         } else {
             self.encode(piece, bytes, buffers)?;
             &buffers.packed
@@ -191,15 +192,44 @@ impl<'a> Job<'a> {
         Ok(())
     }
 
+    /// Decodes the piece into `buffers.values`, all of them numbers that `dtype` can express.
+    fn decode(&self, piece: Piece, dtype: DType, buffers: &mut Buffers) -> Result<(), QuantizeError> {
+        let tensor = &self.packing.source.tensors[piece.tensor];
+        buffers.values.resize(piece.rows * tensor.cols(), 0.0);
+        let decoded = decode(tensor, piece.first, &mut buffers.values);
+        // Encoders of blocks look for themselves.
+        let checked = decoded.and_then(|()| match dtype.is_block() && dtype != tensor.dtype {
+            true => Ok(()),
+            false => check_plain(dtype, &buffers.values),
+        });
+        checked.map_err(|error| self.refuse(piece, dtype, error))
+    }
+
     /// Decodes the piece and packs it into `buffers.packed`.
     fn encode(&self, piece: Piece, bytes: usize, buffers: &mut Buffers) -> Result<(), QuantizeError> {
         let Packing { source, plan, importance, .. } = self.packing;
         let (tensor, dtype) = (&source.tensors[piece.tensor], plan.tensors[piece.tensor].dtype);
-        let (cols, first) = (tensor.cols(), piece.first * tensor.cols());
+        self.decode(piece, dtype, buffers)?;
         let Buffers { values, packed, sample, weights } = buffers;
-        values.resize(piece.rows * cols, 0.0);
         packed.resize(bytes, 0);
-        let refuse = |error: BlockError| match error {
+        let importance = match importance.and_then(|all| all.columns(tensor)) {
+            Some(columns) => {
+                weights.clear();
+                (0..piece.rows).for_each(|_| weights.extend_from_slice(columns));
+                Some(&weights[..])
+            }
+            None => None,
+        };
+        encode::encode(dtype, values, importance, packed).map_err(|error| self.refuse(piece, dtype, error))?;
+        self.measure(piece, dtype, values, packed, sample);
+        Ok(())
+    }
+
+    /// What is wrong with a piece, for its user.
+    fn refuse(&self, piece: Piece, dtype: DType, error: BlockError) -> QuantizeError {
+        let tensor = &self.packing.source.tensors[piece.tensor];
+        let first = piece.first * tensor.cols();
+        match error {
             BlockError::OutOfRange { first: a, last: b, .. } => QuantizeError::Weight {
                 tensor: tensor.name.clone(),
                 reason: format!(
@@ -209,22 +239,7 @@ impl<'a> Job<'a> {
                 ),
             },
             other => QuantizeError::Tensor { tensor: tensor.name.clone(), reason: other.to_string() },
-        };
-        tensor.decode(piece.first, values).map_err(refuse)?;
-        let importance = match importance.and_then(|all| all.columns(tensor)) {
-            Some(columns) => {
-                weights.clear();
-                (0..piece.rows).for_each(|_| weights.extend_from_slice(columns));
-                Some(&weights[..])
-            }
-            None => None,
-        };
-        if !dtype.is_block() {
-            check_plain(dtype, values).map_err(refuse)?;
         }
-        encode::encode(dtype, values, importance, packed).map_err(refuse)?;
-        self.measure(piece, dtype, values, packed, sample);
-        Ok(())
     }
 
     /// Adds the error of some of the rows to the tensor's sums.

@@ -11,6 +11,7 @@ use crate::{
     Importance, Plan, PlannedTensor, QuantizeError, Source, SourceTensor, WriteOptions,
     mix::{is_matrix, kept},
     presets::fallback,
+    source::decode,
 };
 
 /// The types that a search chooses from, by size.
@@ -107,7 +108,7 @@ impl Sample {
         let taken: Vec<usize> = (0..rows).step_by(rows.div_ceil(ROWS).max(1)).collect();
         let mut values = vec![0.0; taken.len() * cols];
         for (row, values) in taken.iter().zip(values.chunks_exact_mut(cols)) {
-            tensor.decode(*row, values).map_err(|error| refuse(tensor, &error))?;
+            decode(tensor, *row, values).map_err(|error| refuse(tensor, &error))?;
         }
         let columns = importance.and_then(|all| all.columns(tensor));
         Ok(Sample { importance: columns.map(|columns| columns.repeat(taken.len())), values })

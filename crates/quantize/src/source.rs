@@ -2,8 +2,11 @@
 
 use std::path::PathBuf;
 
-use files::gguf::{Gguf, Value};
-use tensor::{Bytes, DType, blocks::BlockError};
+use files::{
+    SourceTensor, Step,
+    gguf::{Gguf, Value},
+};
+use tensor::blocks::{BlockError, dequantize};
 
 /// A model to be quantised: metadata as the result shall have them, and tensors.
 #[derive(Clone, Debug, Default)]
@@ -14,40 +17,6 @@ pub struct Source {
     pub tensors: Vec<SourceTensor>,
     /// The files it is read from, which must not change meanwhile.
     pub files: Vec<PathBuf>,
-}
-
-/// A tensor of the source.
-#[derive(Clone, Debug)]
-pub struct SourceTensor {
-    /// The name that the result gives it.
-    pub name: String,
-    /// Its type now.
-    pub dtype: DType,
-    /// Outermost dimension first.
-    pub shape: Vec<usize>,
-    /// Its data, most often mapped.
-    pub data: Bytes,
-    /// What is done to its elements on the way.
-    pub step: Step,
-}
-
-/// What is done to elements on the way.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Step {
-    /// Nothing.
-    None,
-    /// `(x + add) * scale`.
-    Affine {
-        /// Added first.
-        add: f32,
-        /// Multiplied then.
-        scale: f32,
-    },
-    /// In each of so many heads, row `2 i + h` comes from row `h * half + i`.
-    InterleaveHalves {
-        /// Heads that the rows divide into.
-        heads: usize,
-    },
 }
 
 impl Source {
@@ -90,63 +59,41 @@ impl Source {
     }
 }
 
-impl SourceTensor {
-    /// A tensor that is taken as it is.
-    pub fn plain(name: &str, dtype: DType, shape: Vec<usize>, data: Bytes) -> SourceTensor {
-        SourceTensor { name: name.to_owned(), dtype, shape, data, step: Step::None }
-    }
-
-    /// Elements a row.
-    pub fn cols(&self) -> usize {
-        self.shape.last().copied().unwrap_or(1)
-    }
-
-    /// Rows, those of all outer dimensions together.
-    pub fn rows(&self) -> usize {
-        self.shape.iter().rev().skip(1).product()
-    }
-
-    /// Elements.
-    pub fn elements(&self) -> usize {
-        self.shape.iter().product()
-    }
-
-    /// The row of the source that becomes row `row` of the result.
-    fn source_row(&self, row: usize) -> usize {
-        match self.step {
-            Step::InterleaveHalves { heads } => {
-                let dim = self.rows() / heads.max(1);
-                let (head, within) = (row / dim.max(1), row % dim.max(1));
-                head * dim + within % 2 * (dim / 2) + within / 2
-            }
-            Step::None | Step::Affine { .. } => row,
+/// The row of the source that becomes row `row` of the result.
+fn source_row(tensor: &SourceTensor, row: usize) -> usize {
+    match tensor.step {
+        Step::InterleaveHalves { heads } => {
+            let dim = tensor.rows() / heads.max(1);
+            let (head, within) = (row / dim.max(1), row % dim.max(1));
+            head * dim + within % 2 * (dim / 2) + within / 2
         }
+        Step::None | Step::Affine { .. } => row,
     }
+}
 
-    /// Decodes rows `first..` of the result, as many as `out` holds.
-    ///
-    /// # Errors
-    /// Where the data are not what type and shape promise.
-    pub(crate) fn decode(&self, first: usize, out: &mut [f32]) -> Result<(), BlockError> {
-        let cols = self.cols().max(1);
-        let wrong = BlockError::Length { dtype: self.dtype, bytes: self.data.len(), elements: self.elements() };
-        let row_bytes = self.dtype.row_bytes(cols).ok_or(wrong.clone())?;
-        let bytes = |first: usize, rows: usize| {
-            let end = (first + rows).checked_mul(row_bytes)?;
-            self.data.get(first * row_bytes..end)
-        };
-        if let Step::InterleaveHalves { .. } = self.step {
-            for (i, out) in out.chunks_exact_mut(cols).enumerate() {
-                let src = bytes(self.source_row(first + i), 1).ok_or(wrong.clone())?;
-                tensor::blocks::dequantize(self.dtype, src, out)?;
-            }
-            return Ok(());
+/// Decodes rows `first..` of the result, as many as `out` holds.
+///
+/// # Errors
+/// Where the data are not what type and shape promise.
+pub(crate) fn decode(tensor: &SourceTensor, first: usize, out: &mut [f32]) -> Result<(), BlockError> {
+    let cols = tensor.cols().max(1);
+    let wrong = BlockError::Length { dtype: tensor.dtype, bytes: tensor.data.len(), elements: tensor.elements() };
+    let row_bytes = tensor.dtype.row_bytes(cols).ok_or(wrong.clone())?;
+    let bytes = |first: usize, rows: usize| {
+        let end = (first + rows).checked_mul(row_bytes)?;
+        tensor.data.get(first * row_bytes..end)
+    };
+    if let Step::InterleaveHalves { .. } = tensor.step {
+        for (i, out) in out.chunks_exact_mut(cols).enumerate() {
+            let src = bytes(source_row(tensor, first + i), 1).ok_or(wrong.clone())?;
+            dequantize(tensor.dtype, src, out)?;
         }
-        let src = bytes(first, out.len() / cols).ok_or(wrong)?;
-        tensor::blocks::dequantize(self.dtype, src, out)?;
-        if let Step::Affine { add, scale } = self.step {
-            out.iter_mut().for_each(|x| *x = (*x + add) * scale);
-        }
-        Ok(())
+        return Ok(());
     }
+    let src = bytes(first, out.len() / cols).ok_or(wrong)?;
+    dequantize(tensor.dtype, src, out)?;
+    if let Step::Affine { add, scale } = tensor.step {
+        out.iter_mut().for_each(|x| *x = (*x + add) * scale);
+    }
+    Ok(())
 }

@@ -185,6 +185,30 @@ fn broken_weights_leave_no_file() {
 }
 
 #[test]
+fn weights_that_are_only_copied_are_checked() {
+    let dir = tempfile::tempdir().unwrap();
+    // A scale of NaN in the second block of 32 (a 16-bit scale, then 32 bytes), a norm that holds infinity, and F16.
+    let mut scale = random_blocks(DType::Q8_0, 512 * 256, 3, 0.02);
+    scale[34..36].copy_from_slice(&0x7e00u16.to_le_bytes());
+    let mut norm = random_blocks(DType::F32, 256, 3, 0.02);
+    norm[40..44].copy_from_slice(&f32::INFINITY.to_le_bytes());
+    let mut half = random_blocks(DType::F16, 512 * 256, 3, 0.02);
+    half[100..102].copy_from_slice(&0x7e00u16.to_le_bytes());
+    for (preset, name, dtype, shape, bytes) in [
+        ("q8_0", "blk.1.ffn_up.weight", DType::Q8_0, vec![512, 256], scale),
+        ("q8_0", "output_norm.weight", DType::F32, vec![256], norm),
+        ("f16", "blk.1.ffn_up.weight", DType::F16, vec![512, 256], half),
+    ] {
+        let source = Source { tensors: vec![SourceTensor::plain(name, dtype, shape, bytes.into())], ..model() };
+        let plan = plan(&source, preset, &[]).unwrap();
+        let result = run(&source, &plan, &dir.path().join("m.gguf"), &WriteOptions::default());
+        let Err(QuantizeError::Weight { tensor, .. }) = result else { panic!("{name} as {dtype}: {result:?}") };
+        assert_eq!(tensor, name);
+        assert_eq!(files(dir.path()), [""; 0]);
+    }
+}
+
+#[test]
 fn an_interrupted_run_goes_on_and_its_bytes_are_checked() {
     let (dir, source) = (tempfile::tempdir().unwrap(), model());
     let (target, plan) = (dir.path().join("m.gguf"), plan(&source, "q4_k_m", &[]).unwrap());
@@ -278,6 +302,12 @@ fn a_file_that_cannot_be_made_is_an_error_and_leaves_nothing() {
     let result = run(&source, &plan(&source, "q4_0", &[]).unwrap(), &target, &WriteOptions::default());
     assert!(matches!(result, Err(QuantizeError::Io { .. })));
     assert_eq!(files(dir.path()), [""; 0]);
+    // A journal that cannot be written, as on a full disk: what was made before it goes.
+    fs::create_dir(dir.path().join(".m.gguf.journal")).unwrap();
+    let result =
+        run(&source, &plan(&source, "q4_0", &[]).unwrap(), &dir.path().join("m.gguf"), &WriteOptions::default());
+    assert!(matches!(result, Err(QuantizeError::Io { .. })));
+    assert_eq!(files(dir.path()), [".m.gguf.journal"]);
 }
 
 #[test]

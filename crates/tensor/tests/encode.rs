@@ -81,6 +81,17 @@ fn a_search_leaves_no_more_than_the_plain_definition() {
     }
 }
 
+/// Share of the largest weight that an error may have: about a step of the type.
+fn step(dtype: DType) -> f32 {
+    match dtype {
+        DType::Q8_0 => 0.01,
+        DType::Q5_0 | DType::Q5_1 | DType::Q5_K | DType::Q6_K => 0.1,
+        DType::Q2_K => 0.6,
+        DType::Q3_K => 0.5,
+        _ => 0.25,
+    }
+}
+
 /// The largest error of a block is bounded by its largest weight, whatever the block looks like.
 #[test]
 fn odd_blocks_stay_near() {
@@ -99,14 +110,6 @@ fn odd_blocks_stay_near() {
         ("small", (0..256).map(|i| ramp(i) * 1e-2).collect()),
         ("large", (0..256).map(|i| (ramp(i) - 0.5) * 1e4).collect()),
     ];
-    // Share of the largest weight that an error may have: about a step of the type.
-    let step = |dtype: DType| match dtype {
-        DType::Q8_0 => 0.01,
-        DType::Q5_0 | DType::Q5_1 | DType::Q5_K | DType::Q6_K => 0.1,
-        DType::Q2_K => 0.6,
-        DType::Q3_K => 0.5,
-        _ => 0.25,
-    };
     for (name, values) in &blocks {
         let largest = values.iter().fold(0.0, |largest: f32, x| largest.max(x.abs()));
         for dtype in block_types() {
@@ -183,6 +186,53 @@ fn importance_moves_the_error_away_from_what_matters() {
     }
 }
 
+/// Columns that a text never met, sums at either end of `f32`, one column far above the others.
+#[test]
+fn no_importance_breaks_a_block() {
+    let values = normal(4, 256 * 16);
+    let cases: [(&str, fn(usize) -> f32); 6] = [
+        ("no column was met", |_| 0.0),
+        ("every second 32 were met", |i| (i / 32 % 2) as f32),
+        ("every second 16 were met", |i| (i / 16 % 2) as f32),
+        ("small", |_| 1e-42),
+        ("large", |_| f32::MAX),
+        ("one above all", |i| if i % 32 == 5 { 1e12 } else { 1.0 }),
+    ];
+    for (name, importance) in cases {
+        let importance: Vec<f32> = (0..values.len()).map(importance).collect();
+        for dtype in block_types() {
+            let (with, without) = (pack(dtype, &values, Some(&importance)), pack(dtype, &values, None));
+            let (with, without) = (snr_db(&values, &with), snr_db(&values, &without));
+            assert!(with > 0.6 * without, "{dtype}, {name}: {with:.1} dB, {without:.1} dB without");
+        }
+    }
+}
+
+/// Weights that a type can hold but for its half-precision numbers: scale and minimum make up for each other's rounding.
+#[test]
+fn scale_and_minimum_are_rounded_as_a_pair() {
+    let noise = normal(5, 32 * 512);
+    for (dtype, top) in [(DType::Q4_1, 15.0f32), (DType::Q5_1, 31.0)] {
+        let half = |x: f32| half::f16::from_f32(x).to_f32();
+        let block = |i: usize| (1e-3 * (1.0 + 0.37 * noise[i].abs()), -8.1e-3 * (1.0 + 0.21 * noise[i + 99].abs()));
+        let code = |i: usize| match i % 32 {
+            0 => 0.0,
+            1 => top,
+            _ => ((noise[i] + 3.0) / 6.0 * top).round().clamp(0.0, top),
+        };
+        let make = |round: &dyn Fn(f32) -> f32| -> Vec<f32> {
+            let value = |i: usize| {
+                let (scale, minimum) = block(i / 32);
+                round(scale) * code(i) + round(minimum)
+            };
+            (0..noise.len()).map(value).collect()
+        };
+        let values = make(&|x| x);
+        let (apart, found) = (snr_db(&values, &make(&half)), snr_db(&values, &pack(dtype, &values, None)));
+        assert!(found > apart + 1.0, "{dtype}: {found:.2} dB, rounded apart {apart:.2} dB");
+    }
+}
+
 /// FNV-1a, 64 bits.
 fn checksum(bytes: &[u8]) -> u64 {
     bytes.iter().fold(0xcbf2_9ce4_8422_2325, |sum, byte| (sum ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3))
@@ -194,28 +244,28 @@ fn the_same_weights_give_the_same_bytes() {
     let values: Vec<f32> = normal(7, 256 * 64).iter().map(|x| x * 0.02).collect();
     let importance: Vec<f32> = normal(9, values.len()).iter().map(|x| x * x).collect();
     let table = [
-        (DType::Q4_0, 0x09ca_5335_37be_e146, 0xcc58_0fcd_767d_09a3),
-        (DType::Q4_1, 0x3497_bd06_1939_b487, 0x46ad_84e8_c41d_eb7c),
-        (DType::Q5_0, 0x368a_aa80_5760_678e, 0x3a70_ff2a_56a6_d060),
-        (DType::Q5_1, 0xdf06_492c_1e78_5b8d, 0x7ecd_3316_48a8_fe44),
+        (DType::Q4_0, 0x09ca_5335_37be_e146, 0x241a_38e6_4b26_7d40),
+        (DType::Q4_1, 0xf41b_df8b_be37_2078, 0xe26f_bbee_2b53_becb),
+        (DType::Q5_0, 0x368a_aa80_5760_678e, 0x3c18_38fb_26bb_07f0),
+        (DType::Q5_1, 0x60c3_06f8_77f0_4db2, 0x4b29_8298_18cd_28b5),
         (DType::Q8_0, 0x9f5e_c57b_f728_2800, 0x9f5e_c57b_f728_2800),
-        (DType::Q2_K, 0x35fe_0bbc_bb59_25b3, 0x6205_a7f4_a091_0709),
-        (DType::Q3_K, 0x98ff_8315_19c6_b440, 0xf74b_4858_7391_fb64),
-        (DType::Q4_K, 0xf62b_0e6c_92c1_eed5, 0xbd6d_d550_53af_44dd),
-        (DType::Q5_K, 0x124a_4297_d586_2d99, 0x4614_3282_1c89_7621),
+        (DType::Q2_K, 0x35fe_0bbc_bb59_25b3, 0x7ee2_ade1_1bef_29f2),
+        (DType::Q3_K, 0x98ff_8315_19c6_b440, 0xf6ce_3aa9_8c27_5b68),
+        (DType::Q4_K, 0xf62b_0e6c_92c1_eed5, 0xed1d_783d_094e_b85e),
+        (DType::Q5_K, 0x124a_4297_d586_2d99, 0x99b3_e466_e4d5_a040),
         (DType::Q6_K, 0xaacd_ae45_f914_d003, 0x67e0_61fd_ee42_339e),
         (DType::IQ4_NL, 0xf41e_4315_4dbb_10f2, 0x6a45_d67a_5740_078b),
-        (DType::IQ4_XS, 0x3678_2e17_4ce5_ab16, 0x0fc1_c97f_dc5f_3016),
+        (DType::IQ4_XS, 0x3678_2e17_4ce5_ab16, 0xb6f1_13cb_b792_3f6d),
         (DType::MXFP4, 0x34a7_8846_5761_d777, 0x3e1e_4f28_dfa7_90f4),
     ];
-    assert_eq!(table.len(), block_types().count());
-    for (dtype, plain, weighed) in table {
+    let found = block_types().map(|dtype| {
         let sum = |importance| {
             let mut packed = vec![0; dtype.row_bytes(values.len()).unwrap()];
             encode(dtype, &values, importance, &mut packed).unwrap();
             checksum(&packed)
         };
-        let found = (sum(None), sum(Some(&importance[..])));
-        assert_eq!(found, (plain, weighed), "{dtype}: {:#018x}, {:#018x}", found.0, found.1);
-    }
+        (dtype, sum(None), sum(Some(&importance[..])))
+    });
+    let shown = |(dtype, plain, weighed): (DType, u64, u64)| format!("{dtype} {plain:#018x} {weighed:#018x}");
+    assert_eq!(found.map(shown).collect::<Vec<_>>(), table.map(shown));
 }

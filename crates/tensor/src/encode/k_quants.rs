@@ -11,22 +11,28 @@ use super::{
     weights::weigh,
 };
 
-/// Candidates for Q3_K: the extreme weight may fall on either side of its few levels.
+// Candidates for Q3_K: the extreme weight may fall on either side of its few levels. Where an importance is given a few
+// errors count most, and closer steps find a tenth of a decibel.
 const Q3: [f32; 14] = [0.64, 0.7, 0.76, 0.82, 0.88, 0.94, 1.0, 1.06, 1.12, -0.7, -0.76, -0.82, -0.88, -0.94];
+const Q3_THOROUGH: [f32; 32] = [
+    0.6, 0.63, 0.66, 0.69, 0.72, 0.75, 0.78, 0.81, 0.84, 0.87, 0.9, 0.93, 0.96, 0.99, 1.02, 1.05, 1.08, 1.11, 1.14,
+    1.17, 1.2, 1.23, -0.64, -0.68, -0.72, -0.76, -0.8, -0.84, -0.88, -0.92, -0.96, -1.0,
+];
 
 /// Elements a block.
 const LEN: usize = 256;
 
 /// A type of block, as the fit of a tile: one block in sixteen runs of 16, or two in eight runs of 32 each.
-pub(super) trait Blocks<const N: usize, const BYTES: usize> {
-    /// Packs a tile, and answers a number for each run that is finite where the scales of its block are.
-    fn pack(x: &Tile<N>, w: &Tile<N>, blocks: &mut [[u8; BYTES]; 2]) -> Lanes;
+pub(super) trait Blocks<const N: usize, const RUNS: usize, const BYTES: usize> {
+    /// Packs a tile, and answers a number for each run that is finite where the scales of its block are. `thorough`
+    /// looks at more candidates.
+    fn pack(x: &Tile<N>, w: &Tile<N>, thorough: bool, blocks: &mut [[u8; BYTES]; 2]) -> Lanes;
 }
 
 /// Packs whole blocks; where the last tile has only one of two, the other is thrown away. Answers the first block whose
 /// scales were not finite.
 #[inline(always)]
-pub(super) fn encode<B: Blocks<N, BYTES>, const N: usize, const BYTES: usize>(
+pub(super) fn encode<B: Blocks<N, RUNS, BYTES>, const N: usize, const RUNS: usize, const BYTES: usize>(
     src: &[f32],
     importance: Option<&[f32]>,
     dst: &mut [u8],
@@ -36,8 +42,8 @@ pub(super) fn encode<B: Blocks<N, BYTES>, const N: usize, const BYTES: usize>(
     let a_tile = N * LANES / LEN;
     for (i, (src, out)) in src.chunks(N * LANES).zip(dst.chunks_mut(BYTES * a_tile)).enumerate() {
         turn::into_lanes(src, &mut x);
-        weigh(&x, importance.map(|all| &all[i * N * LANES..][..src.len()]), &mut w);
-        let scales = B::pack(&x, &w, &mut blocks);
+        weigh::<N, RUNS>(&x, importance.map(|all| &all[i * N * LANES..][..src.len()]), &mut w);
+        let scales = B::pack(&x, &w, importance.is_some(), &mut blocks);
         if let Some(l) = scales.iter().position(|scale| !scale.is_finite()) {
             return Err(i * a_tile + l * N / LEN);
         }
@@ -96,9 +102,9 @@ fn sums(pair: &Pair) -> Lanes {
 
 pub(super) struct Q2K;
 
-impl Blocks<16, 84> for Q2K {
+impl Blocks<16, 16, 84> for Q2K {
     #[inline(always)]
-    fn pack(x: &Tile<16>, w: &Tile<16>, [block, _]: &mut [[u8; 84]; 2]) -> Lanes {
+    fn pack(x: &Tile<16>, w: &Tile<16>, _: bool, [block, _]: &mut [[u8; 84]; 2]) -> Lanes {
         let factors = &[0.75, 0.85, 0.95, 1.05, 1.15, 1.25, 1.35, 1.45];
         let search = AffineSearch { top: 3.0, limit: 15.0, factors, rounds: 3 };
         let pair = supers::affine::<16, 16>(x, w, &search);
@@ -127,10 +133,10 @@ fn pack_two_bits(codes: &[u8], out: &mut [u8]) {
 
 pub(super) struct Q3K;
 
-impl Blocks<16, 110> for Q3K {
+impl Blocks<16, 16, 110> for Q3K {
     #[inline(always)]
-    fn pack(x: &Tile<16>, w: &Tile<16>, [block, _]: &mut [[u8; 110]; 2]) -> Lanes {
-        let search = SignedSearch { half: 32.0, factors: &Q3, rounds: 4 };
+    fn pack(x: &Tile<16>, w: &Tile<16>, thorough: bool, [block, _]: &mut [[u8; 110]; 2]) -> Lanes {
+        let search = SignedSearch { half: 32.0, factors: if thorough { &Q3_THOROUGH } else { &Q3 }, rounds: 4 };
         let scales = supers::signed::<Signed<4>, 16, 16>(x, w, &search);
         let mut runs = [[0; 16]; LANES];
         codes::<Signed<4>, 16>(x, &scales, -4.0, &mut runs);
@@ -176,9 +182,9 @@ fn pack_four_bits(codes: &[u8], out: &mut [u8]) {
 
 pub(super) struct Q4K;
 
-impl Blocks<32, 144> for Q4K {
+impl Blocks<32, 8, 144> for Q4K {
     #[inline(always)]
-    fn pack(x: &Tile<32>, w: &Tile<32>, blocks: &mut [[u8; 144]; 2]) -> Lanes {
+    fn pack(x: &Tile<32>, w: &Tile<32>, _: bool, blocks: &mut [[u8; 144]; 2]) -> Lanes {
         let search = AffineSearch { top: 15.0, limit: 63.0, factors: &[0.94, 0.98, 1.02, 1.06, 1.1, 1.15], rounds: 1 };
         let pair = supers::affine::<32, 8>(x, w, &search);
         let mut runs = [[0; 32]; LANES];
@@ -195,9 +201,9 @@ impl Blocks<32, 144> for Q4K {
 
 pub(super) struct Q5K;
 
-impl Blocks<32, 176> for Q5K {
+impl Blocks<32, 8, 176> for Q5K {
     #[inline(always)]
-    fn pack(x: &Tile<32>, w: &Tile<32>, blocks: &mut [[u8; 176]; 2]) -> Lanes {
+    fn pack(x: &Tile<32>, w: &Tile<32>, _: bool, blocks: &mut [[u8; 176]; 2]) -> Lanes {
         let search = AffineSearch { top: 31.0, limit: 63.0, factors: &[0.97, 0.99, 1.01, 1.03, 1.05], rounds: 1 };
         let pair = supers::affine::<32, 8>(x, w, &search);
         let mut runs = [[0; 32]; LANES];
@@ -218,9 +224,9 @@ impl Blocks<32, 176> for Q5K {
 
 pub(super) struct Q6K;
 
-impl Blocks<16, 210> for Q6K {
+impl Blocks<16, 16, 210> for Q6K {
     #[inline(always)]
-    fn pack(x: &Tile<16>, w: &Tile<16>, [block, _]: &mut [[u8; 210]; 2]) -> Lanes {
+    fn pack(x: &Tile<16>, w: &Tile<16>, _: bool, [block, _]: &mut [[u8; 210]; 2]) -> Lanes {
         let search = SignedSearch { half: 128.0, factors: &[0.95, 0.97, 0.98, 0.99, 1.0, 1.01, 1.02], rounds: 2 };
         let scales = supers::signed::<Signed<32>, 16, 16>(x, w, &search);
         let mut runs = [[0; 16]; LANES];
@@ -245,9 +251,9 @@ impl Blocks<16, 210> for Q6K {
 
 pub(super) struct Iq4Xs;
 
-impl Blocks<32, 136> for Iq4Xs {
+impl Blocks<32, 8, 136> for Iq4Xs {
     #[inline(always)]
-    fn pack(x: &Tile<32>, w: &Tile<32>, blocks: &mut [[u8; 136]; 2]) -> Lanes {
+    fn pack(x: &Tile<32>, w: &Tile<32>, _: bool, blocks: &mut [[u8; 136]; 2]) -> Lanes {
         let factors = &[0.8, 0.86, 0.92, 0.98, 1.04, -0.8, -0.86, -0.92, -0.98];
         let search = SignedSearch { half: 32.0, factors, rounds: 2 };
         let scales = supers::signed::<Iq4, 32, 8>(x, w, &search);

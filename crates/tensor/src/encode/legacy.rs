@@ -31,15 +31,30 @@ fn pick_rounds(thorough: bool) -> usize {
     if thorough { 4 } else { 2 }
 }
 
-/// Half-precision scales: their bits, and what they are worth.
+/// Half-precision numbers: their bits, and what they are worth.
+pub(super) type Half = ([[u8; 2]; LANES], Lanes);
+
 #[inline(always)]
-pub(super) fn halves(values: &Lanes) -> ([[u8; 2]; LANES], Lanes) {
+pub(super) fn halves(values: &Lanes) -> Half {
     use half::slice::HalfFloatSliceExt;
     let mut bits = [half::f16::ZERO; LANES];
     bits.convert_from_f32_slice(values);
     let mut worth = [0.0; LANES];
     bits.convert_to_f32_slice(&mut worth);
     (bits.map(|half| half.to_le_bytes()), worth)
+}
+
+/// The numbers `step` further from zero in half precision; zero stays.
+#[inline(always)]
+fn neighbours(bits: &[[u8; 2]; LANES], step: i16) -> Half {
+    use half::slice::HalfFloatSliceExt;
+    let beside = bits.map(|bits| {
+        let bits = u16::from_le_bytes(bits);
+        half::f16::from_bits(if bits & 0x7fff == 0 { bits } else { bits.wrapping_add_signed(step) })
+    });
+    let mut worth = [0.0; LANES];
+    beside.convert_to_f32_slice(&mut worth);
+    (beside.map(|half| half.to_le_bytes()), worth)
 }
 
 /// A type of block, as the fit of sixteen at once. A trait, since a closure would not be compiled for the instruction
@@ -65,7 +80,7 @@ pub(super) fn encode<B: Blocks<BYTES>, const BYTES: usize>(
     for (i, (src, out)) in src.chunks(LEN * LANES).zip(dst.chunks_mut(BYTES * LANES)).enumerate() {
         turn::into_lanes(src, &mut x);
         if B::WEIGHED || importance.is_some() {
-            weigh(&x, importance.map(|all| &all[i * LEN * LANES..][..src.len()]), &mut w);
+            weigh::<LEN, 1>(&x, importance.map(|all| &all[i * LEN * LANES..][..src.len()]), &mut w);
         }
         let scales = B::pack(&x, &w, importance.is_some(), &mut blocks);
         if let Some(l) = scales.iter().position(|scale| !scale.is_finite()) {
@@ -160,7 +175,7 @@ impl Blocks<18> for Q40 {
     }
 }
 
-/// Codes 0 to 15 of the scale as it was before it became f16, halves rounded up.
+/// Codes 0 to 15 of the scale as it was before it became f16, halves rounded up; the product is rounded by itself.
 #[inline(always)]
 fn from_extreme(x: &Tile<LEN>, d: &Lanes) -> [[u8; LANES]; LEN] {
     let inverse_scale = d.map(inverse);
@@ -282,11 +297,44 @@ struct Affine {
     sum: Lanes,
 }
 
+/// Scale and minimum in half precision, each making up for what the other's rounding takes: rounded apart they would
+/// leave more of a block that fits its codes exactly.
+///
+/// For given codes the error rises from its least by `qq a^2 + 2 q a b + w b^2`, where `a` and `b` are how far scale and
+/// minimum are off. Taken is the cheapest pair of a number or a neighbour of it with the best of the other.
+#[inline(always)]
+fn half_pair(x: &Tile<LEN>, w: &Tile<LEN>, d: &Lanes, m: &Lanes, top: f32) -> (Half, Half) {
+    let sums = fit::moments(x, w, &d.map(inverse), m, top);
+    let (sw, _) = fit::totals(x, w);
+    let (near_d, near_m) = (halves(d), halves(m));
+    let (mut best_d, mut best_m) = (near_d, near_m);
+    let mut least = [f32::INFINITY; LANES];
+    for step in [0, 1, -1] {
+        let (beside_d, beside_m) = (neighbours(&near_d.0, step), neighbours(&near_m.0, step));
+        let (mut for_d, mut for_m) = ([0.0; LANES], [0.0; LANES]);
+        for l in 0..LANES {
+            for_d[l] = m[l] - (beside_d.1[l] - d[l]) * sums.q[l] * inverse(sw[l]);
+            for_m[l] = d[l] - (beside_m.1[l] - m[l]) * sums.q[l] * inverse(sums.qq[l]);
+        }
+        for (d_half, m_half) in [(beside_d, halves(&for_d)), (halves(&for_m), beside_m)] {
+            for l in 0..LANES {
+                let (a, b) = (d_half.1[l] - d[l], m_half.1[l] - m[l]);
+                let cost = sums.qq[l] * a * a + 2.0 * sums.q[l] * a * b + sw[l] * b * b;
+                if cost < least[l] {
+                    least[l] = cost;
+                    (best_d.0[l], best_d.1[l]) = (d_half.0[l], d_half.1[l]);
+                    (best_m.0[l], best_m.1[l]) = (m_half.0[l], m_half.1[l]);
+                }
+            }
+        }
+    }
+    (best_d, best_m)
+}
+
 #[inline(always)]
 fn affine(x: &Tile<LEN>, w: &Tile<LEN>, top: f32, factors: &[f32], rounds: usize) -> Affine {
     let (d, m) = fit::affine(x, w, top, Minimum::Free, factors, rounds);
-    let (d_bytes, d) = halves(&d);
-    let (m_bytes, m) = halves(&m);
+    let ((d_bytes, d), (m_bytes, m)) = half_pair(x, w, &d, &m, top);
     let inverse_scale = d.map(inverse);
     let mut codes = [[0; LANES]; LEN];
     for (codes, x) in codes.iter_mut().zip(x) {

@@ -61,20 +61,21 @@ isa::for_isa! {
     fn q5_0(src: &[f32], importance: Option<&[f32]>, dst: &mut [u8]) -> Result<(), usize> = legacy::encode::<legacy::Q50, 22>;
     fn q5_1(src: &[f32], importance: Option<&[f32]>, dst: &mut [u8]) -> Result<(), usize> = legacy::encode::<legacy::Q51, 24>;
     fn q8_0(src: &[f32], importance: Option<&[f32]>, dst: &mut [u8]) -> Result<(), usize> = legacy::q8_0;
-    fn q2_k(src: &[f32], importance: Option<&[f32]>, dst: &mut [u8]) -> Result<(), usize> = k_quants::encode::<k_quants::Q2K, 16, 84>;
-    fn q3_k(src: &[f32], importance: Option<&[f32]>, dst: &mut [u8]) -> Result<(), usize> = k_quants::encode::<k_quants::Q3K, 16, 110>;
-    fn q4_k(src: &[f32], importance: Option<&[f32]>, dst: &mut [u8]) -> Result<(), usize> = k_quants::encode::<k_quants::Q4K, 32, 144>;
-    fn q5_k(src: &[f32], importance: Option<&[f32]>, dst: &mut [u8]) -> Result<(), usize> = k_quants::encode::<k_quants::Q5K, 32, 176>;
-    fn q6_k(src: &[f32], importance: Option<&[f32]>, dst: &mut [u8]) -> Result<(), usize> = k_quants::encode::<k_quants::Q6K, 16, 210>;
+    fn q2_k(src: &[f32], importance: Option<&[f32]>, dst: &mut [u8]) -> Result<(), usize> = k_quants::encode::<k_quants::Q2K, 16, 16, 84>;
+    fn q3_k(src: &[f32], importance: Option<&[f32]>, dst: &mut [u8]) -> Result<(), usize> = k_quants::encode::<k_quants::Q3K, 16, 16, 110>;
+    fn q4_k(src: &[f32], importance: Option<&[f32]>, dst: &mut [u8]) -> Result<(), usize> = k_quants::encode::<k_quants::Q4K, 32, 8, 144>;
+    fn q5_k(src: &[f32], importance: Option<&[f32]>, dst: &mut [u8]) -> Result<(), usize> = k_quants::encode::<k_quants::Q5K, 32, 8, 176>;
+    fn q6_k(src: &[f32], importance: Option<&[f32]>, dst: &mut [u8]) -> Result<(), usize> = k_quants::encode::<k_quants::Q6K, 16, 16, 210>;
     fn iq4_nl(src: &[f32], importance: Option<&[f32]>, dst: &mut [u8]) -> Result<(), usize> = legacy::encode::<legacy::Iq4Nl, 18>;
-    fn iq4_xs(src: &[f32], importance: Option<&[f32]>, dst: &mut [u8]) -> Result<(), usize> = k_quants::encode::<k_quants::Iq4Xs, 32, 136>;
+    fn iq4_xs(src: &[f32], importance: Option<&[f32]>, dst: &mut [u8]) -> Result<(), usize> = k_quants::encode::<k_quants::Iq4Xs, 32, 8, 136>;
     fn mxfp4(src: &[f32], importance: Option<&[f32]>, dst: &mut [u8]) -> Result<(), usize> = legacy::encode::<legacy::Mxfp4, 17>;
 }
 
 /// Packs `src` into whole blocks of `dtype`, one of [`TYPES`].
 ///
 /// `importance`, as long as `src`, is what the square of an error at each element counts, zero or above: the mean
-/// square of the activation that meets the element's column. Only ratios within a block matter.
+/// square of the activation that meets the element's column. Only ratios within a block matter, and those down to one in
+/// ten thousand.
 ///
 /// # Errors
 /// Where the type cannot be made, the lengths do not match, or a block holds NaN, infinity or what its f16 scale cannot

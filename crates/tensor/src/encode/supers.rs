@@ -9,7 +9,7 @@
 use super::{
     fit::{self, Levels, Minimum},
     legacy::halves,
-    tile::{LANES, Lanes, Tile, clamp, inverse, round},
+    tile::{LANES, Lanes, Tile, clamp, each_block, inverse, round},
 };
 
 /// Run scales of a tile, whole numbers, and the scale of the block that each run belongs to.
@@ -28,16 +28,6 @@ impl Scales {
     pub(super) fn run(&self) -> Lanes {
         std::array::from_fn(|l| self.d[l] * self.small[l])
     }
-}
-
-/// The same number in all lanes of a block of `RUNS` runs.
-#[inline(always)]
-fn each_block<const RUNS: usize>(lanes: &Lanes, reduce: impl Fn(&[f32; RUNS]) -> f32) -> Lanes {
-    let mut out = [0.0; LANES];
-    for (runs, out) in lanes.as_chunks::<RUNS>().0.iter().zip(out.as_chunks_mut::<RUNS>().0) {
-        *out = [reduce(runs); RUNS];
-    }
-    out
 }
 
 #[inline(always)]

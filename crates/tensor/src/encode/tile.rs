@@ -10,6 +10,16 @@ pub(super) type Lanes = [f32; LANES];
 /// Element `j` of run `l` is at `[j][l]`.
 pub(super) type Tile<const N: usize> = [Lanes; N];
 
+/// The same number in all lanes of a block of `RUNS` runs.
+#[inline(always)]
+pub(super) fn each_block<const RUNS: usize>(lanes: &Lanes, reduce: impl Fn(&[f32; RUNS]) -> f32) -> Lanes {
+    let mut out = [0.0; LANES];
+    for (runs, out) in lanes.as_chunks::<RUNS>().0.iter().zip(out.as_chunks_mut::<RUNS>().0) {
+        *out = [reduce(runs); RUNS];
+    }
+    out
+}
+
 /// Stands in every loop over rows. A loop that holds it is not vectorised across rows, which the compiler would do with
 /// gathers; so each row becomes vectors, as it should.
 #[inline(always)]
@@ -53,13 +63,18 @@ pub(super) fn inverse(x: f32) -> f32 {
     if x.abs() < f32::MIN_POSITIVE { 0.0 } else { 1.0 / x }
 }
 
-/// The element of each run with the largest absolute value, sign included.
+/// The element of each run with the largest absolute value, sign included; of equals the first, as ggml has it.
 #[inline(always)]
 pub(super) fn extremes<const N: usize>(x: &Tile<N>) -> Lanes {
-    let (low, high) = ranges(x);
-    let mut extreme = [0.0; LANES];
-    for l in 0..LANES {
-        extreme[l] = if -low[l] > high[l] { low[l] } else { high[l] };
+    let (mut most, mut extreme) = ([0.0; LANES], [0.0; LANES]);
+    for x in x {
+        row();
+        for l in 0..LANES {
+            let magnitude = x[l].abs();
+            let larger = magnitude > most[l];
+            most[l] = if larger { magnitude } else { most[l] };
+            extreme[l] = if larger { x[l] } else { extreme[l] };
+        }
     }
     extreme
 }
