@@ -90,7 +90,7 @@ pub(crate) fn attention_matrices(
         && capabilities.shared_bytes >= MATRIX_SHARED_BYTES
         && capabilities.workgroup >= MATRIX_SUBGROUPS * capabilities.subgroup;
     // Sums and queries stay in registers: of heads of 256, one matrix of each.
-    fits.then(|| if head_dim <= 128 { 2 } else { 1 })
+    fits.then_some(if head_dim <= 128 { 2 } else { 1 })
 }
 
 /// Queries of a tile of attention at most, where `matrices` are those of [`attention_matrices`].
