@@ -190,7 +190,8 @@ fn importance_moves_the_error_away_from_what_matters() {
 #[test]
 fn no_importance_breaks_a_block() {
     let values = normal(4, 256 * 16);
-    let cases: [(&str, fn(usize) -> f32); 6] = [
+    type Importance = fn(usize) -> f32;
+    let cases: [(&str, Importance); 6] = [
         ("no column was met", |_| 0.0),
         ("every second 32 were met", |i| (i / 32 % 2) as f32),
         ("every second 16 were met", |i| (i / 16 % 2) as f32),
