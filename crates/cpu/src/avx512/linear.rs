@@ -134,14 +134,14 @@ fn store<const N: usize>(sums: &[__m512; N], acc: &mut [Lanes]) {
 }
 
 /// Quants, scales and minimums of 32 columns of 16 rows.
-struct Columns {
+struct Group {
     w: [__m512i; 8],
     scales: [__m512; 2],
     mins: [__m512; 2],
 }
 
 /// Adds the products of the remainders that rows have in a piece of columns, which begins at column `at`. Language models
-/// have outliers in the same columns of most rows, so groups are taken one after the other: `columns` gives one, whose
+/// have outliers in the same columns of most rows, so groups are taken one after the other: `unpack` gives one, whose
 /// quants have this zero.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
@@ -150,7 +150,7 @@ fn add_remainders<F: Format>(
     at: usize,
     zero: i32,
     acc: &mut [Lanes],
-    columns: impl Fn(usize) -> Columns,
+    unpack: impl Fn(usize) -> Group,
 ) {
     let pieces = rows.pieces(at);
     let mut any = pieces.iter().fold(0, |any, piece| any | piece.groups);
@@ -163,10 +163,10 @@ fn add_remainders<F: Format>(
     while any != 0 {
         let bit = any & any.wrapping_neg();
         any ^= bit;
-        let columns = columns(bit.trailing_zeros() as usize);
+        let group = unpack(bit.trailing_zeros() as usize);
         for ((piece, next), acc) in pieces.iter().zip(&mut next).zip(&mut *acc) {
             if piece.groups & bit != 0 {
-                add_remainder::<F>(&columns, zero, &remainders[*next], acc);
+                add_remainder::<F>(&group, zero, &remainders[*next], acc);
                 *next += 1;
             }
         }
@@ -257,7 +257,7 @@ fn direct_remainders<F: Format>(blocks: &[u8], at: usize, rows: &Block<'_>, acc:
             let (d, m) = stored_scales::<F>(header);
             let [low, high] = std::array::from_fn(|half| scales_of::<F>(header, part, half, d, m));
             let w = chunks::<F>(header.add(F::HEADER_BYTES + part * F::QUANT_BYTES));
-            Columns { w, scales: [low.0, high.0], mins: [low.1, high.1] }
+            Group { w, scales: [low.0, high.0], mins: [low.1, high.1] }
         }
     });
 }
@@ -271,10 +271,10 @@ unsafe fn scales_of<F: Format>(header: *const u8, part: usize, half: usize, d: _
     unsafe { group_scales::<F>(header, group, d, m) }
 }
 
-/// Adds the product of a remainder with its columns.
+/// Adds the product of a remainder with its group.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
-fn add_remainder<F: Format>(columns: &Columns, zero: i32, remainder: &Remainder, acc: &mut Lanes) {
+fn add_remainder<F: Format>(group: &Group, zero: i32, remainder: &Remainder, acc: &mut Lanes) {
     let fours: &[[i8; 4]; 8] = remainder.q.as_chunks().0.try_into().expect("32 elements");
     let unit = _mm512_set1_ps(remainder.unit);
     let sums = if F::GROUP == 16 { remainder.sums } else { [remainder.sums[0] + remainder.sums[1], 0] };
@@ -284,16 +284,16 @@ fn add_remainder<F: Format>(columns: &Columns, zero: i32, remainder: &Remainder,
         let mut dots = [first_dot::<F>(-zero * sums[half]), _mm512_setzero_si512()];
         for c in half * F::GROUP / 4..(half + 1) * F::GROUP / 4 {
             let four = _mm512_set1_epi32(i32::from_ne_bytes(fours[c].map(|q| q as u8)));
-            dots[c % 2] = _mm512_dpbusd_epi32(dots[c % 2], columns.w[c], four);
+            dots[c % 2] = _mm512_dpbusd_epi32(dots[c % 2], group.w[c], four);
         }
-        product = scaled(half, _mm512_add_epi32(dots[0], dots[1]), columns.scales[half], product);
+        product = scaled(half, _mm512_add_epi32(dots[0], dots[1]), group.scales[half], product);
     }
     // SAFETY: a `Lanes` is 16 floats.
     let mut sum = unsafe { _mm512_loadu_ps(acc.as_ptr()) };
     sum = _mm512_fmadd_ps(product, unit, sum);
     if F::MIN {
         for half in 0..32 / F::GROUP {
-            sum = _mm512_fmadd_ps(columns.mins[half], _mm512_set1_ps(remainder.unit * sums[half] as f32), sum);
+            sum = _mm512_fmadd_ps(group.mins[half], _mm512_set1_ps(remainder.unit * sums[half] as f32), sum);
         }
     }
     // SAFETY: as above.
@@ -493,7 +493,7 @@ fn tile_remainders<F: Format>(tile: &Tile, at: usize, rows: &Block<'_>, acc: &mu
                 let at = group * (32 / F::GROUP) + half.min(32 / F::GROUP - 1);
                 _mm512_load_ps(lanes[at].as_ptr())
             };
-            Columns {
+            Group {
                 w: std::array::from_fn(|c| _mm512_load_si512(quants.add(c * 64).cast())),
                 scales: [0, 1].map(|half| of_half(&tile.scales, half)),
                 mins: [0, 1].map(|half| of_half(&tile.mins, half)),
