@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use graph::{DeviceError, Graph, KvType, Op, Share, Stage, ValueId, WeightId};
+use graph::{DeviceError, Graph, Op, Share, Stage, ValueId, WeightId};
 
 use crate::{
     Vulkan,
@@ -343,7 +343,7 @@ impl<'a, 'b> Compiler<'a, 'b> {
             rope: heads.rope.map(|at| self.rope(at)),
             eps: heads.eps,
             group: cache.map_or(0, |(cache, _)| cache.group),
-            halves: self.share.kv.dtype == KvType::F16,
+            halves: room::holds_halves(self.share),
         }
     }
 
@@ -395,7 +395,7 @@ impl<'a, 'b> Compiler<'a, 'b> {
                     window: cache.window.map(|window| u32::try_from(window).unwrap_or(u32::MAX)),
                     scale: *scale,
                     softcap: *softcap,
-                    halves: self.share.kv.dtype == KvType::F16,
+                    halves: room::holds_halves(self.share),
                     list: memory.lists.iter().position(|own| *own == list).expect("listed with the memory"),
                 })
             }
