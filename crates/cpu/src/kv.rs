@@ -10,6 +10,8 @@ use graph::{Cache, KV_BLOCK_TOKENS, KvType};
 use half::{f16, slice::HalfFloatSliceExt};
 use tensor::AlignedBuf;
 
+use crate::isa::{Isa, for_isa};
+
 /// Keys and values of one layer.
 pub(crate) struct KvCache {
     pub(crate) kv_heads: usize,
@@ -43,19 +45,35 @@ impl Rounded {
 
     /// Rounds by groups, to 127 steps each way of the largest. A group with an element that is no number has a scale that
     /// is none, and so has one whose scale exceeds the halves: what is read from it shows it.
-    fn as_bytes(&mut self, head: &[f32]) -> (&[i8], &[f16]) {
-        self.bytes.clear();
+    fn as_bytes(&mut self, isa: Isa, head: &[f32]) -> (&[i8], &[f16]) {
+        self.bytes.resize(head.len(), 0);
         self.scales.clear();
-        for group in head.chunks(KvType::GROUP) {
-            let largest = group.iter().fold(0.0f32, |largest, x| largest.max(x.abs()));
-            let finite = group.iter().all(|x| x.is_finite());
-            let scale = f16::from_f32(largest / 127.0);
-            let inverse = if scale > f16::ZERO { 1.0 / scale.to_f32() } else { 0.0 };
-            self.bytes.extend(group.iter().map(|x| (x * inverse).round_ties_even().clamp(-127.0, 127.0) as i8));
-            self.scales.push(if finite && scale.is_finite() { scale } else { f16::NAN });
+        for (group, bytes) in head.chunks(KvType::GROUP).zip(self.bytes.chunks_mut(KvType::GROUP)) {
+            self.scales.push(round_group(isa, group, bytes));
         }
         (&self.bytes, &self.scales)
     }
+}
+
+for_isa! {
+    /// [`round_body`]
+    fn round_group(group: &[f32], bytes: &mut [i8]) -> f16 = round_body;
+}
+
+/// Rounds a group to bytes and answers their scale.
+#[inline(always)]
+fn round_body(group: &[f32], bytes: &mut [i8]) -> f16 {
+    let (mut largest, mut rest) = (0.0f32, 0.0);
+    for x in group {
+        largest = if x.abs() > largest { x.abs() } else { largest };
+        rest += x * 0.0; // zero, unless one of them is no finite number
+    }
+    let scale = f16::from_f32(largest / 127.0);
+    let inverse = if scale > f16::ZERO { 1.0 / scale.to_f32() } else { 0.0 };
+    for (byte, x) in bytes.iter_mut().zip(group) {
+        *byte = (x * inverse).round_ties_even() as i8;
+    }
+    if rest == 0.0 && scale.is_finite() { scale } else { f16::NAN }
 }
 
 impl KvCache {
@@ -76,7 +94,15 @@ impl KvCache {
     ///
     /// # Safety
     /// No other thread touches this slot meanwhile, and none reads the cache ([`KvCache::read`]).
-    pub(crate) unsafe fn write(&self, block: usize, slot: usize, k: &[f32], v: &[f32], rounded: &mut Rounded) {
+    pub(crate) unsafe fn write(
+        &self,
+        block: usize,
+        slot: usize,
+        k: &[f32],
+        v: &[f32],
+        isa: Isa,
+        rounded: &mut Rounded,
+    ) {
         let first = block * self.kv_heads * self.head_bytes();
         assert!(first + self.kv_heads * self.head_bytes() <= self.keys.len());
         assert!(slot < KV_BLOCK_TOKENS && k.len() == self.kv_heads * self.head_dim && v.len() == k.len());
@@ -100,10 +126,10 @@ impl KvCache {
                     }
                     KvType::Q8 => {
                         let behind = dim * KV_BLOCK_TOKENS;
-                        let (bytes, scales) = rounded.as_bytes(k);
+                        let (bytes, scales) = rounded.as_bytes(isa, k);
                         store(bytes, keys.cast::<i8>().add(slot), KV_BLOCK_TOKENS);
                         store(scales, keys.add(behind).cast::<f16>().add(slot), KV_BLOCK_TOKENS);
-                        let (bytes, scales) = rounded.as_bytes(v);
+                        let (bytes, scales) = rounded.as_bytes(isa, v);
                         store(bytes, values.cast::<i8>().add(slot * dim), 1);
                         store(scales, values.add(behind).cast::<f16>().add(slot * scales.len()), 1);
                     }
@@ -226,7 +252,7 @@ mod tests {
             let mut rounded = Rounded::default();
             for slot in 0..KV_BLOCK_TOKENS {
                 // SAFETY: one thread, and nothing is read meanwhile.
-                unsafe { cache.write(1, slot, &token(slot), &token(slot + 50), &mut rounded) };
+                unsafe { cache.write(1, slot, &token(slot), &token(slot + 50), Isa::detect(), &mut rounded) };
             }
             let (mut keys, mut values) = (vec![0.0; dim * KV_BLOCK_TOKENS], vec![0.0; dim * KV_BLOCK_TOKENS]);
             for head in 0..2 {
@@ -247,9 +273,9 @@ mod tests {
         for spoilt in [f32::NAN, f32::INFINITY, 1e9] {
             let mut head = vec![1.0; 64];
             head[40] = spoilt;
-            let (_, scales) = rounded.as_bytes(&head);
+            let (_, scales) = rounded.as_bytes(Isa::detect(), &head);
             assert!(scales[0].is_finite() && scales[1].is_nan(), "{spoilt}");
         }
-        assert_eq!(rounded.as_bytes(&[0.0; 4]), (&[0i8; 4][..], &[f16::ZERO][..]));
+        assert_eq!(rounded.as_bytes(Isa::detect(), &[0.0; 4]), (&[0i8; 4][..], &[f16::ZERO][..]));
     }
 }

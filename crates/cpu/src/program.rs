@@ -381,7 +381,7 @@ impl Run<'_> {
                 let block = span.tables[cache.group][token / KV_BLOCK_TOKENS] as usize;
                 // SAFETY: the step was checked, so the block exists and no other span writes it: each token has its own
                 // slot. Attention reads caches in phases of its own.
-                unsafe { cache.write(block, token % KV_BLOCK_TOKENS, get(k), get(v), &mut scratch.rounded) };
+                unsafe { cache.write(block, token % KV_BLOCK_TOKENS, get(k), get(v), isa, &mut scratch.rounded) };
             }
             RowOp::Add { a, b, out } => rows::add(isa, get(a), get(b), put(out)),
             RowOp::Mul { a, b, out } => rows::mul(isa, get(a), get(b), put(out)),
