@@ -7,7 +7,7 @@
 
 use std::{fs, ops::ControlFlow, path::PathBuf};
 
-use engine::{Arithmetic, Engine, LoadOptions, ModelFile, Request};
+use engine::{Arithmetic, Engine, KvType, LoadOptions, ModelFile, Request};
 use safetensors::SafeTensors;
 use serde_json::Value;
 
@@ -83,19 +83,19 @@ fn check_some_prompts(name: &str, options: LoadOptions, count: usize, least_cosi
     }
 }
 
-fn check_perplexity(name: &str) {
+fn check_perplexity(name: &str, kv: KvType) {
     let Some(path) = model(name) else { return };
     let golden: Value = serde_json::from_slice(&fs::read(goldens().join(format!("{name}.json"))).unwrap()).unwrap();
     let want = &golden["perplexity"];
     let window = want["window"].as_u64().unwrap() as usize;
     let windows = want["windows"].as_u64().unwrap() as usize;
-    let options = LoadOptions { context: Some(window), chunk: window, outputs: window, ..LoadOptions::default() };
+    let options = LoadOptions { context: Some(window), chunk: window, outputs: window, kv, ..LoadOptions::default() };
     let mut engine = load(&path, options);
     let text = fs::read_to_string(goldens().join(want["text"].as_str().unwrap())).unwrap();
     let ids = engine.tokenizer().unwrap().encode(&text, false).unwrap();
     let got = engine.perplexity(&ids, window, Some(windows), &mut |_, _, _| ()).unwrap();
     let want_ppl = want["ppl"].as_f64().unwrap();
-    println!("{name}: perplexity {} and {want_ppl}: {:+.3} %", got.ppl, 100.0 * (got.ppl / want_ppl - 1.0));
+    println!("{name}, {kv:?}: perplexity {} and {want_ppl}: {:+.3} %", got.ppl, 100.0 * (got.ppl / want_ppl - 1.0));
     assert_eq!(got.tokens as u64, want["tokens"].as_u64().unwrap());
     assert!((got.ppl / want_ppl - 1.0).abs() <= PERPLEXITY_BOUND, "perplexity {} and {want_ppl}", got.ppl);
 }
@@ -109,7 +109,7 @@ fn smollm2_prompts() {
 #[test]
 #[cfg_attr(debug_assertions, ignore = "six thousand tokens a model: run with --release")]
 fn smollm2_prompts_in_f32() {
-    let options = LoadOptions { arithmetic: Arithmetic::F32, kv: engine::KvType::F32, ..LoadOptions::default() };
+    let options = LoadOptions { arithmetic: Arithmetic::F32, kv: KvType::F32, ..LoadOptions::default() };
     check_prompts(SMOLLM2, options);
 }
 
@@ -124,14 +124,14 @@ fn smollm2_prompts_on_vulkan() {
     }
     let options = || LoadOptions { device: "vulkan:0".to_owned(), ..LoadOptions::default() };
     check_some_prompts(SMOLLM2, options(), 4, LEAST_COSINE_VULKAN);
-    let exact = LoadOptions { arithmetic: Arithmetic::F32, kv: engine::KvType::F32, ..options() };
+    let exact = LoadOptions { arithmetic: Arithmetic::F32, kv: KvType::F32, ..options() };
     check_some_prompts(SMOLLM2, exact, 1, LEAST_COSINE);
 }
 
 #[test]
 #[cfg_attr(debug_assertions, ignore = "six thousand tokens a model: run with --release")]
 fn smollm2_perplexity() {
-    check_perplexity(SMOLLM2);
+    check_perplexity(SMOLLM2, KvType::F16);
 }
 
 #[test]
@@ -143,7 +143,14 @@ fn gemma3_prompts() {
 #[test]
 #[cfg_attr(debug_assertions, ignore = "six thousand tokens a model: run with --release")]
 fn gemma3_perplexity() {
-    check_perplexity(GEMMA3);
+    check_perplexity(GEMMA3, KvType::F16);
+}
+
+#[test]
+#[cfg_attr(debug_assertions, ignore = "six thousand tokens a model: run with --release")]
+fn perplexity_with_a_cache_of_bytes() {
+    check_perplexity(SMOLLM2, KvType::Q8);
+    check_perplexity(GEMMA3, KvType::Q8);
 }
 
 #[test]
@@ -155,5 +162,5 @@ fn qwen2_prompts() {
 #[test]
 #[cfg_attr(debug_assertions, ignore = "six thousand tokens a model: run with --release")]
 fn qwen2_perplexity() {
-    check_perplexity(QWEN2);
+    check_perplexity(QWEN2, KvType::F16);
 }
