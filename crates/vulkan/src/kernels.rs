@@ -19,8 +19,9 @@ pub(crate) struct Dispatch {
     pub(crate) writes: Vec<std::ops::Range<u64>>,
     /// What it is, for profiles.
     pub(crate) label: String,
-    /// Estimated operations, by which long lists are cut into submits.
+    /// Estimated operations and bytes, by which long lists are cut into submits (`pace`).
     pub(crate) work: u64,
+    pub(crate) bytes: u64,
 }
 
 impl Dispatch {
@@ -36,6 +37,7 @@ impl Dispatch {
             writes: Vec::new(),
             label: shader.name().to_owned(),
             work: 0,
+            bytes: 0,
         }
     }
 }

@@ -44,6 +44,7 @@ mod kernels;
 mod list;
 mod memory;
 mod operation;
+mod pace;
 mod pack;
 mod pipeline;
 mod products;
@@ -59,6 +60,7 @@ use std::{
     ops::Range,
     path::PathBuf,
     sync::{Arc, OnceLock, PoisonError, atomic::Ordering},
+    time::Duration,
 };
 
 use ash::vk;
@@ -86,6 +88,9 @@ pub struct VulkanOptions {
     pub cache: Option<PathBuf>,
     /// Whether kernels are timed: see [`Vulkan::profile`].
     pub profile: bool,
+    /// How long a submit may last by estimate, before a step's commands are cut into several; zero sets no bound, `None`
+    /// takes that of the kind of device: 100 ms of an integrated one, a second of a card, none of software.
+    pub submit_bound: Option<Duration>,
 }
 
 /// What [`list`] tells of a device.
@@ -121,7 +126,7 @@ impl Vulkan {
         let instance = Instance::load(options.validation)?;
         let (physical, capabilities) = instance.choose(options.index)?;
         let capabilities = capabilities.without(&options.without)?;
-        let context = Context::open(instance, physical, capabilities, options.cache)?;
+        let context = Context::open(instance, physical, capabilities, options.cache, options.submit_bound)?;
         Ok(Vulkan {
             name: options.index.map_or("vulkan".to_owned(), |index| format!("vulkan:{index}")),
             context: Arc::new(context),
@@ -166,6 +171,16 @@ impl Vulkan {
     /// Bytes of memory that its programs hold at present, as the driver was asked for them.
     pub fn allocated_bytes(&self) -> u64 {
         self.context.allocated.load(Ordering::Relaxed)
+    }
+
+    /// Submits so far: each step is one at least.
+    pub fn submits(&self) -> u64 {
+        self.context.submits()
+    }
+
+    /// Makes the device count as lost after so many more submits: for tests of what comes then.
+    pub fn lose_after(&self, submits: u64) {
+        self.context.lose_after(submits);
     }
 
     /// Whether the validation layer watches.

@@ -160,6 +160,9 @@ impl Lister<'_> {
     pub(crate) fn push(&mut self, mut dispatch: Dispatch, reads: &[&Matrix], writes: &[&Matrix]) {
         dispatch.reads.extend(reads.iter().map(|matrix| self.range(matrix)));
         dispatch.writes.extend(writes.iter().map(|matrix| self.range(matrix)));
+        if dispatch.bytes == 0 {
+            dispatch.bytes = dispatch.reads.iter().chain(&dispatch.writes).map(|range| range.end - range.start).sum();
+        }
         if dispatch.groups.iter().all(|groups| *groups > 0) {
             self.list.push(dispatch);
         }
@@ -322,6 +325,7 @@ impl Lister<'_> {
         ];
         let mut dispatch = Dispatch::new(Shader::Attend, constants, &push, [tiles, columns, splits]);
         dispatch.work = 4 * u64::from(seen) * u64::from(at.q.width) * u64::from(self.bucket.tokens);
+        dispatch.bytes = at.seen_bytes(seen) * u64::from(tiles);
         let caches = [at.keys..at.keys + at.cache_bytes, at.values..at.values + at.cache_bytes];
         dispatch.reads.extend(caches.iter().cloned());
         dispatch.writes.extend(caches);
@@ -387,6 +391,7 @@ impl Lister<'_> {
         };
         let mut dispatch = Dispatch::new(shader, constants, &push, [tiles, columns, splits]);
         dispatch.work = 4 * u64::from(seen) * u64::from(at.q.width) * u64::from(self.bucket.tokens);
+        dispatch.bytes = at.seen_bytes(seen) * u64::from(tiles);
         dispatch.reads.extend([at.keys..at.keys + at.cache_bytes, at.values..at.values + at.cache_bytes]);
         dispatch.label = format!("{} {} {}", shader.name(), at.head_dim, at.window.map_or("whole", |_| "window"));
         if splits == 1 {

@@ -301,6 +301,7 @@ impl Lister<'_> {
         let mut dispatch = self.product_dispatch(method, constants, &push, parts.len(), what);
         let rows: u64 = push.rows.iter().map(|rows| u64::from(*rows)).sum();
         dispatch.work = 2 * rows * u64::from(cols) * u64::from(count);
+        dispatch.bytes = parts[0].format.bytes(rows, cols) + 4 * u64::from(count) * (u64::from(cols) + rows);
         dispatch.label = format!("{} {:?} {rows}x{cols} by {count}", dispatch.label, parts[0].format);
         let mut reads: Vec<&Matrix> = residual.iter().map(|(residual, _)| residual).collect();
         if let Some(product) = input.prologue {

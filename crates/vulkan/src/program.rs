@@ -118,9 +118,11 @@ impl VulkanProgram {
         }
         let (recorded, used) = self.recordings.get_mut(&bucket).expect("recorded above");
         *used = self.steps;
-        let number = self.context.submit(&recorded.buffers)?;
-        self.context.wait(number)?;
+        recorded.run(&self.context)?;
         self.profile.take(&self.context, recorded)?;
+        if recorded.is_outdated(&self.context) {
+            self.recordings.remove(&bucket);
+        }
         self.read_outbox(stage, step, exchange)
     }
 

@@ -26,7 +26,7 @@ pub(crate) fn read_bandwidth(context: &Arc<Context>) -> Result<f64, VulkanError>
     let push = Stream { source: source.address, result: result.address, count: (bytes / 16) as u32, padding: 0 };
     let groups = if is_software { 64 } else { 4096 };
     let dispatch = Dispatch::new(Shader::Stream, vec![], &push, [groups, 1, 1]);
-    let key = PipelineKey { shader: dispatch.shader, constants: vec![] };
+    let key = PipelineKey { shader: dispatch.shader, constants: vec![], divided: false };
     let pipeline = context.pipeline(key)?;
     let device = &context.device;
     context.run_once(|commands| {
