@@ -19,6 +19,7 @@ use crate::{
     instance::Instance,
     pace::Pace,
     pipeline::{Pipeline, PipelineKey},
+    tuning::Tuning,
 };
 
 /// How long a sleep lasts at most.
@@ -45,6 +46,8 @@ pub(crate) struct Context {
     pub(crate) allocated: AtomicU64,
     /// How long kernels take, and submits may.
     pub(crate) pace: Pace,
+    /// Which variants of kernels were chosen.
+    pub(crate) tuning: Tuning,
     /// The submit from which on the device counts as lost, in tests.
     lost_from: AtomicU64,
     queue: Mutex<Queue>,
@@ -91,6 +94,7 @@ impl Context {
             pipelines: Mutex::default(),
             allocated: AtomicU64::new(0),
             pace,
+            tuning: Tuning::default(),
             lost_from: AtomicU64::new(u64::MAX),
             queue: Mutex::new(Queue { raw, submitted: 0 }),
             timeline,

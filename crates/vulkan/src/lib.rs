@@ -54,7 +54,9 @@ mod rates;
 mod record;
 mod room;
 mod shaders;
+mod tuning;
 mod upload;
+mod variants;
 
 use std::{
     ops::Range,
@@ -70,10 +72,12 @@ pub use capabilities::{Capabilities, Kind, MatrixShape, OPTIONAL};
 pub use error::VulkanError;
 pub use instance::validation_complaints;
 pub use profile::KernelTime;
+pub use tuning::{Choices, NoVariant, Variant};
 
 use context::Context;
 use instance::Instance;
 use profile::Profile;
+use rates::KernelRates;
 
 /// How the device is set up.
 #[derive(Clone, Debug, Default)]
@@ -114,7 +118,8 @@ pub struct Vulkan {
     name: String,
     context: Arc<Context>,
     profile: Arc<Profile>,
-    rates: OnceLock<Rates>,
+    read_bytes_per_s: OnceLock<f64>,
+    kernel_rates: OnceLock<KernelRates>,
 }
 
 impl Vulkan {
@@ -131,7 +136,8 @@ impl Vulkan {
             name: options.index.map_or("vulkan".to_owned(), |index| format!("vulkan:{index}")),
             context: Arc::new(context),
             profile: Arc::new(Profile::new(options.profile)),
-            rates: OnceLock::new(),
+            read_bytes_per_s: OnceLock::new(),
+            kernel_rates: OnceLock::new(),
         })
     }
 
@@ -145,9 +151,39 @@ impl Vulkan {
         self.context.capabilities.uses(capability)
     }
 
-    /// What results depend on beside the model: device, driver, shaders, this crate's version, and the capabilities in
-    /// use.
+    /// What results depend on beside the model: [`Vulkan::build_id`], and what was chosen for it.
     pub fn kernels_id(&self) -> String {
+        let choices = self.choices();
+        if choices.is_empty() {
+            return self.build_id();
+        }
+        let text: String = choices.iter().map(|(kernel, variant)| format!("{kernel}: {variant}\n")).collect();
+        format!("{} tuned {:016x}", self.build_id(), pipeline::digest(text.as_bytes()))
+    }
+
+    /// The variants that were chosen by [`Vulkan::choose`].
+    pub fn choices(&self) -> Choices {
+        self.context.tuning.choices()
+    }
+
+    /// Takes these variants of kernels from the next step on. What is not valid for a kernel's shape is not taken.
+    pub fn choose(&self, choices: Choices) {
+        self.context.tuning.set(choices);
+    }
+
+    /// Lets every kernel that has variants take the one at this place among its own, of which the rule's is the first;
+    /// `None` ends that. [`KernelTime::choice`] says which ran.
+    pub fn try_variant(&self, place: Option<usize>) {
+        self.context.tuning.begin_trial(place);
+    }
+
+    /// The most variants that a kernel had since trials began.
+    pub fn variants(&self) -> usize {
+        self.context.tuning.most()
+    }
+
+    /// Device, driver, shaders, this crate's version, and the capabilities in use.
+    pub fn build_id(&self) -> String {
         let own = &self.context.capabilities;
         let used: Vec<&str> = OPTIONAL.into_iter().filter(|name| own.uses(name)).collect();
         let shaders = shaders::digest();
@@ -193,11 +229,24 @@ impl Vulkan {
     /// # Errors
     /// Where memory for it cannot be had, or the device fails.
     pub fn measure(&self) -> Result<Rates, VulkanError> {
-        if let Some(rates) = self.rates.get() {
-            return Ok(*rates);
+        if self.read_bytes_per_s.get().is_none() {
+            let measured = rates::read_bandwidth(&self.context)?;
+            self.read_bytes_per_s.get_or_init(|| measured);
         }
-        let rates = Rates { read_bytes_per_s: rates::read_bandwidth(&self.context)?, int8_ops_per_s: None };
-        Ok(*self.rates.get_or_init(|| rates))
+        Ok(self.rates().expect("just measured"))
+    }
+
+    /// Measures what its kernel for products of many rows reaches and how fast its memory is read by the processor, beside
+    /// the bandwidth; each once.
+    ///
+    /// # Errors
+    /// As [`Vulkan::measure`].
+    pub fn measure_kernels(&self) -> Result<Rates, VulkanError> {
+        if self.kernel_rates.get().is_none() {
+            let measured = KernelRates::measure(&self.context)?;
+            self.kernel_rates.get_or_init(|| measured);
+        }
+        self.measure()
     }
 
     /// Times of kernels since the last call, the longest first; none where it was opened without.
@@ -227,7 +276,13 @@ impl Device for Vulkan {
     }
 
     fn rates(&self) -> Option<Rates> {
-        self.rates.get().copied()
+        let own = self.kernel_rates.get();
+        Some(Rates {
+            read_bytes_per_s: *self.read_bytes_per_s.get()?,
+            int8_ops_per_s: None,
+            product_ops_per_s: own.map(|own| own.product_ops_per_s),
+            transfer_bytes_per_s: own.map(|own| own.transfer_bytes_per_s),
+        })
     }
 
     fn supports(&self, graph: &Graph, node: NodeId) -> Result<(), String> {

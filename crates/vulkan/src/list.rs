@@ -8,6 +8,7 @@ use crate::{
     operation::{AttentionAt, HeadPartAt, HeadsAt, Matrix, NormAt, Operation},
     products::MATRIX_SHARED_BYTES,
     shaders::Shader,
+    tuning::Tuning,
 };
 
 /// The size of a step, as far as dispatches depend on it.
@@ -28,6 +29,7 @@ pub(crate) struct Bucket {
 pub(crate) struct Lister<'a> {
     pub(crate) capabilities: &'a Capabilities,
     pub(crate) arithmetic: Arithmetic,
+    pub(crate) tuning: &'a Tuning,
     pub(crate) bucket: &'a Bucket,
     pub(crate) addresses: &'a Addresses,
     pub(crate) list: Vec<Dispatch>,

@@ -142,7 +142,7 @@ fn unseal(stored: &[u8]) -> Option<&[u8]> {
 }
 
 /// FNV-1a: against accidents, not against forgers, who could as well replace the program.
-fn digest(data: &[u8]) -> u64 {
+pub(crate) fn digest(data: &[u8]) -> u64 {
     data.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3))
 }
 

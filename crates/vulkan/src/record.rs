@@ -11,6 +11,7 @@ use crate::{
     kernels::Dispatch,
     pace::{Cost, Piece},
     pipeline::{Pipeline, PipelineKey},
+    profile::Label,
     program::Owned,
 };
 
@@ -26,7 +27,7 @@ pub(crate) struct Recorded {
     /// Where times are taken: before the first dispatch and after each.
     pub(crate) queries: Option<vk::QueryPool>,
     /// What each dispatch is.
-    pub(crate) labels: Vec<String>,
+    pub(crate) labels: Vec<Label>,
     /// The pipelines it uses live as long as it does.
     _pipelines: Vec<Arc<Pipeline>>,
 }
@@ -100,7 +101,7 @@ impl Recording<'_> {
             costs,
             submits,
             queries: None,
-            labels: list.iter().map(|dispatch| dispatch.label.clone()).collect(),
+            labels: list.iter().map(Label::of).collect(),
             _pipelines: pipelines,
         };
         if self.timed && self.context.capabilities.tick_ns > 0.0 && !list.is_empty() {
@@ -249,6 +250,44 @@ const TRANSFER: Scope = (
     vk::AccessFlags2::from_raw(vk::AccessFlags2::TRANSFER_READ.as_raw() | vk::AccessFlags2::TRANSFER_WRITE.as_raw()),
 );
 const HOST: Scope = (vk::PipelineStageFlags2::HOST, vk::AccessFlags2::HOST_READ);
+
+/// A dispatch by itself, behind a barrier.
+///
+/// # Safety
+/// `commands` is being recorded, and what the dispatch reads and writes lives until it is done.
+pub(crate) unsafe fn dispatch(
+    device: &ash::Device,
+    commands: vk::CommandBuffer,
+    pipeline: &Pipeline,
+    dispatch: &Dispatch,
+) {
+    let [x, y, z] = dispatch.groups;
+    // SAFETY: as the caller promises.
+    unsafe {
+        barrier(device, commands, COMPUTE, COMPUTE);
+        device.cmd_bind_pipeline(commands, vk::PipelineBindPoint::COMPUTE, pipeline.raw);
+        device.cmd_push_constants(commands, pipeline.layout, vk::ShaderStageFlags::COMPUTE, 0, &dispatch.push);
+        device.cmd_dispatch(commands, x, y, z);
+    }
+}
+
+/// A copy that the processor reads.
+///
+/// # Safety
+/// `commands` is being recorded, and both ranges lie in their buffers.
+pub(crate) unsafe fn copy_to_host(
+    device: &ash::Device,
+    commands: vk::CommandBuffer,
+    from: vk::Buffer,
+    to: vk::Buffer,
+    copy: vk::BufferCopy,
+) {
+    // SAFETY: as the caller promises.
+    unsafe {
+        device.cmd_copy_buffer(commands, from, to, &[copy]);
+        barrier(device, commands, TRANSFER, HOST);
+    }
+}
 
 /// # Safety
 /// `commands` is being recorded.
