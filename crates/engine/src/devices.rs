@@ -6,7 +6,7 @@ use cpu::{Cpu, CpuInfo, CpuOptions};
 use graph::{Device, Part, Rates, reference::Reference};
 use vulkan::{Vulkan, VulkanError, VulkanOptions};
 
-use crate::{EngineError, self_check::Refusing};
+use crate::{EngineError, self_check::Refusing, tune};
 
 /// How devices are set up.
 #[derive(Clone, Debug, Default)]
@@ -30,6 +30,8 @@ pub struct Devices {
     /// How the Vulkan device was opened.
     vulkan_options: VulkanOptions,
     options: DeviceOptions,
+    /// What is to be told of them.
+    notices: Vec<String>,
 }
 
 impl Devices {
@@ -45,6 +47,7 @@ impl Devices {
             vulkan: None,
             vulkan_options: VulkanOptions::default(),
             options: options.clone(),
+            notices: Vec::new(),
         };
         for name in names.split(',').map(str::trim) {
             devices.add(name, options)?;
@@ -82,6 +85,7 @@ impl Devices {
                 }
                 self.vulkan_options = vulkan_options(index, options).map_err(fail)?;
                 let vulkan = Vulkan::open(self.vulkan_options.clone()).map_err(|error| fail(error.to_string()))?;
+                self.notices.extend(tune::apply(&vulkan));
                 let vulkan = Arc::new(vulkan);
                 self.vulkan = Some(vulkan.clone());
                 self.all.push(vulkan);
@@ -118,7 +122,10 @@ impl Devices {
         let Some(old) = self.vulkan.take() else { return Ok(()) };
         let fail = |error: VulkanError| EngineError::Device { name: old.name().to_owned(), reason: error.to_string() };
         self.vulkan_options.without.extend(without.map(str::to_owned));
-        let vulkan = Arc::new(Vulkan::open(self.vulkan_options.clone()).map_err(fail)?);
+        let vulkan = Vulkan::open(self.vulkan_options.clone()).map_err(fail)?;
+        // Of other capabilities what was chosen says nothing, which is no news: they are left unused aloud.
+        let _ = tune::apply(&vulkan);
+        let vulkan = Arc::new(vulkan);
         for device in self.all.iter_mut().filter(|device| device.name() == old.name()) {
             *device = vulkan.clone();
         }
@@ -139,6 +146,11 @@ impl Devices {
         for device in self.all.iter_mut().filter(|device| device.name() == vulkan.name()) {
             *device = Arc::new(Refusing { inner: device.clone(), units: units.clone(), reason: reason.clone() });
         }
+    }
+
+    /// What is to be told of them.
+    pub(crate) fn notices(&self) -> &[String] {
+        &self.notices
     }
 
     /// The devices, in order of preference.
@@ -172,7 +184,7 @@ impl Devices {
     pub fn measure_all(&self, names: &[&str]) {
         let is_named = |device: &dyn Device| names.contains(&device.name());
         if let Some(vulkan) = self.vulkan.as_deref().filter(|device| is_named(*device)) {
-            measure(vulkan);
+            measure_with(vulkan, Vulkan::measure_kernels);
         }
         if let Some(cpu) = self.cpu.as_deref().filter(|device| is_named(*device)) {
             cpu.measure();
@@ -190,10 +202,12 @@ impl Devices {
 
 /// A processor that plays a device has no roof of its own: shares of what was measured would mean nothing.
 fn measure(vulkan: &Vulkan) -> Option<Rates> {
-    if vulkan.capabilities().kind == vulkan::Kind::Software {
-        return None;
-    }
-    vulkan.measure().ok()
+    measure_with(vulkan, Vulkan::measure)
+}
+
+fn measure_with(vulkan: &Vulkan, how: impl Fn(&Vulkan) -> Result<Rates, VulkanError>) -> Option<Rates> {
+    let is_software = vulkan.capabilities().kind == vulkan::Kind::Software;
+    if is_software { None } else { how(vulkan).ok() }
 }
 
 /// A GPU of this machine that `device` does not name, in a line that says how to ask for it.

@@ -87,7 +87,7 @@ impl Default for LoadOptions {
 
 impl LoadOptions {
     /// How its devices are set up.
-    fn devices(&self) -> DeviceOptions {
+    pub(crate) fn devices(&self) -> DeviceOptions {
         let (threads, isa) = (self.threads, self.isa.clone());
         DeviceOptions { threads, isa, profile: self.profile, submit_bound: self.submit_bound }
     }
@@ -186,7 +186,7 @@ struct Planned {
     plan: Plan,
 }
 
-fn build(file: &ModelFile, inputs: bool) -> Result<models::Model, EngineError> {
+pub(crate) fn build(file: &ModelFile, inputs: bool) -> Result<models::Model, EngineError> {
     models::build(file.source(), models::BuildOptions { inputs, ..models::BuildOptions::default() }).map_err(|source| {
         match source {
             // Errors of the file itself name it already.
@@ -213,6 +213,7 @@ fn plan(file: &ModelFile, options: &LoadOptions, checks: bool) -> Result<Planned
     let model = build(file, options.inputs)?;
     let mut devices = Devices::open(&options.device, &options.devices())?;
     let mut info = ModelInfo::new(file, &model);
+    info.notices.extend(devices.notices().iter().cloned());
     if checks {
         let found = self_check::check(&mut devices, &model.graph, options.arithmetic, options.kv)?;
         if let Some(excluded) = found.excluded.first().filter(|_| options.strict) {

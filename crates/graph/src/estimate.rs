@@ -232,7 +232,7 @@ impl Estimate {
             parts.push(format!("decoding one sequence cannot exceed {:.1} tok/s", 1.0 / seconds));
         }
         if let Some(seconds) = self.total.prompt_s.filter(|seconds| *seconds > 0.0) {
-            parts.push(format!("a prompt hardly {:.0} tok/s", self.prompt_tokens as f64 / seconds));
+            parts.push(format!("a prompt at most about {:.0} tok/s", self.prompt_tokens as f64 / seconds));
         }
         if parts.is_empty() { Ok(()) } else { writeln!(f, "estimate: {}", parts.join(", ")) }
     }
