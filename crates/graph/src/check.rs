@@ -19,8 +19,8 @@ use crate::{
 
 /// Entries of the tables that inputs are looked up in.
 const VOCAB: usize = 64;
-/// Rows of a head, at most: more of them are more of the same.
-const HEAD_ROWS: usize = 16384;
+/// Rows of a head in a case, at most: more of them are more of the same.
+pub const HEAD_ROWS: usize = 16384;
 /// Sequences, and tokens that each may have.
 const SEQUENCES: usize = 16;
 const CONTEXT: usize = 160;

@@ -138,8 +138,9 @@ impl Pace {
         submits
     }
 
-    /// Takes note of what submits lasted, one after another.
-    pub(crate) fn learn(&self, costs: &[Cost], submits: &[Vec<Piece>], lasted: &[Duration]) {
+    /// Takes note of what submits lasted, one after another. Returns whether one was far from its estimate.
+    pub(crate) fn learn(&self, costs: &[Cost], submits: &[Vec<Piece>], lasted: &[Duration]) -> bool {
+        let mut is_news = false;
         let mut factors = self.factors.lock().unwrap_or_else(PoisonError::into_inner);
         for (submit, lasted) in submits.iter().zip(lasted) {
             let lasted = lasted.as_secs_f64();
@@ -148,6 +149,7 @@ impl Pace {
                 continue;
             }
             let ratio = (lasted / estimated).clamp(1.0 / MOST_CORRECTION, MOST_CORRECTION);
+            is_news |= !(1.0 / SLACK..=SLACK).contains(&ratio);
             // What is slower than thought counts at once, what is faster little by little: of the two errors a submit
             // that is too long is the worse.
             let weight = if ratio > 1.0 { 1.0 } else { 0.25 };
@@ -159,6 +161,7 @@ impl Pace {
                 *factor *= ratio.powf(weight * seconds / estimated);
             }
         }
+        is_news
     }
 
     /// Whether a list that was cut earlier should be cut anew: a submit is too long by what is known now, or there are
@@ -273,8 +276,7 @@ mod tests {
             let mut submits = pace.cut(&costs);
             let mut recordings = 1;
             for _ in 0..8 {
-                pace.learn(&costs, &submits, &lasted(&submits));
-                if pace.is_outdated(&costs, &submits) {
+                if pace.learn(&costs, &submits, &lasted(&submits)) && pace.is_outdated(&costs, &submits) {
                     submits = pace.cut(&costs);
                     recordings += 1;
                 }
@@ -295,9 +297,9 @@ mod tests {
         let pace = pace(0.1);
         let costs = vec![pace.cost(&dispatch(Shader::Gemv, 0.1, 1))];
         let submits = pace.cut(&costs);
-        pace.learn(&costs, &submits, &[Duration::from_micros(900)]);
+        assert!(!pace.learn(&costs, &submits, &[Duration::from_micros(900)]));
         assert_eq!(pace.factors(), [1.0; Shader::COUNT]);
-        pace.learn(&costs, &submits, &[Duration::from_millis(50)]);
+        assert!(pace.learn(&costs, &submits, &[Duration::from_millis(50)]));
         assert!(pace.factors()[Shader::Gemv as usize] > 10.0);
     }
 }

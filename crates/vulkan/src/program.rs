@@ -127,9 +127,9 @@ impl VulkanProgram {
         }
         let (recorded, used) = self.recordings.get_mut(&bucket).expect("recorded above");
         *used = self.steps;
-        recorded.run(&self.context)?;
+        let is_outdated = recorded.run(&self.context)?;
         self.profile.take(&self.context, recorded)?;
-        if recorded.is_outdated(&self.context) {
+        if is_outdated {
             self.recordings.remove(&bucket);
         }
         self.read_outbox(stage, step, exchange)

@@ -45,12 +45,14 @@ impl Drop for Recorded {
 }
 
 impl Recorded {
-    /// Submits everything and waits for it. Where submits are bounded, what they lasted is noted.
-    pub(crate) fn run(&self, context: &Context) -> Result<(), VulkanError> {
+    /// Submits everything and waits for it. Where submits are bounded, what they lasted is noted. Returns whether
+    /// everything should be recorded anew, in other submits.
+    pub(crate) fn run(&self, context: &Context) -> Result<bool, VulkanError> {
         let mut last = Instant::now();
         let numbers = context.submit(&self.buffers)?;
         if !context.pace.is_bounded() {
-            return context.wait(numbers.end - 1);
+            context.wait(numbers.end - 1)?;
+            return Ok(false);
         }
         let mut lasted = Vec::with_capacity(self.submits.len());
         for number in numbers {
@@ -59,13 +61,8 @@ impl Recorded {
             lasted.push(now - last);
             last = now;
         }
-        context.pace.learn(&self.costs, &self.submits, &lasted);
-        Ok(())
-    }
-
-    /// Whether it should be recorded anew, in other submits.
-    pub(crate) fn is_outdated(&self, context: &Context) -> bool {
-        context.pace.is_outdated(&self.costs, &self.submits)
+        let (pace, costs, submits) = (&context.pace, &self.costs, &self.submits);
+        Ok(pace.learn(costs, submits, &lasted) && pace.is_outdated(costs, submits))
     }
 }
 
