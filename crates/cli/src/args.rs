@@ -406,6 +406,8 @@ impl ArithmeticName {
 pub(crate) enum KvName {
     F16,
     F32,
+    /// 8-bit integers in groups of 32: about half the memory of f16
+    Q8,
 }
 
 impl From<KvName> for KvType {
@@ -413,6 +415,7 @@ impl From<KvName> for KvType {
         match name {
             KvName::F16 => KvType::F16,
             KvName::F32 => KvType::F32,
+            KvName::Q8 => KvType::Q8,
         }
     }
 }
