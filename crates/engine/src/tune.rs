@@ -178,7 +178,7 @@ impl ModelFile {
         if vulkan.capabilities().tick_ns <= 0.0 {
             return Err(failed(&options.device, "it has no clock to time kernels by".to_owned()));
         }
-        let before = vulkan.choices();
+        let (before, build_id) = (vulkan.choices(), vulkan.build_id());
         vulkan.choose(Choices::new());
         let mut found = self_check::check(&mut devices, &graph, options.arithmetic, options.kv)?;
         let mut notices = devices.notices().to_vec();
@@ -186,6 +186,8 @@ impl ModelFile {
         notices.append(&mut found.excluded);
         let read_bytes_per_s = devices.measure().map(|rates| rates.read_bytes_per_s);
         let vulkan = vulkan_of(&devices, &options.device)?;
+        // Opened anew, it has other capabilities, of which what was chosen says nothing.
+        let before = if vulkan.build_id() == build_id { before } else { Choices::new() };
         let cases = distinct(check::cases(&graph));
         let mut tuner = Tuner { vulkan, times: BTreeMap::new(), excluded: BTreeSet::new() };
         tuner.run(&cases, options, batches, progress)?;

@@ -19,6 +19,9 @@
 //! and the join of its shares in `attend.comp`. Kernels are chosen by [`Capabilities`] and by nothing else: each capability
 //! with a fallback can be left unused, so that what one device runs can be tested on another.
 //!
+//! How products divide their work follows from rules, or from what was measured on the device (module `tuning`), and a
+//! step's commands are cut into submits of bounded length (module `pace`).
+//!
 //! The loader is found at run time. A machine without Vulkan gets an error that says so, and the program needs no
 //! library of Vulkan to start. Shaders are compiled beforehand (`cargo xtask shaders` checks that they are those of
 //! their sources).
