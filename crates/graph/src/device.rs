@@ -152,13 +152,19 @@ pub struct Memory {
 }
 
 /// Measured rates of a device.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Rates {
     /// Reading from memory, bytes a second.
     pub read_bytes_per_s: f64,
     /// Products of 8-bit integers and their sums, each counted as an operation, a second: the roof of products with
     /// quantised weights. `None` where the kernels have no instruction for them.
     pub int8_ops_per_s: Option<f64>,
+    /// What a product of its own kernels reaches with many rows, a multiply-add counted as two, a second. `None` where it
+    /// was not measured.
+    pub product_ops_per_s: Option<f64>,
+    /// Copying from its memory to the processor's, bytes a second. `None` where it computes in the processor's, or where
+    /// it was not measured.
+    pub transfer_bytes_per_s: Option<f64>,
 }
 
 /// How products are computed.
