@@ -234,7 +234,7 @@ impl Scratch {
             _ => {
                 self.keys.resize(dim * KV_BLOCK_TOKENS, 0.0);
                 self.values.resize(dim * KV_BLOCK_TOKENS, 0.0);
-                head.read(&mut self.keys, &mut self.values);
+                head.read(isa, &mut self.keys, &mut self.values);
                 score_all(isa, self, queries, dim);
                 soften(isa, self, queries, dim, softcap);
                 weigh_all(isa, self, queries, dim);

@@ -58,6 +58,8 @@ impl Rounded {
 for_isa! {
     /// [`round_body`]
     fn round_group(group: &[f32], bytes: &mut [i8]) -> f16 = round_body;
+    /// [`widen_body`]
+    fn widen(bytes: &Bytes<'_>, to_keys: &mut [f32], to_values: &mut [f32]) = widen_body;
 }
 
 /// Rounds a group to bytes and answers their scale.
@@ -200,7 +202,7 @@ pub(crate) enum Head<'a> {
 
 impl Head<'_> {
     /// Widens it to `f32`.
-    pub(crate) fn read(&self, to_keys: &mut [f32], to_values: &mut [f32]) {
+    pub(crate) fn read(&self, isa: Isa, to_keys: &mut [f32], to_values: &mut [f32]) {
         match self {
             Head::F16 { keys, values } => {
                 keys.convert_to_f32_slice(to_keys);
@@ -210,30 +212,31 @@ impl Head<'_> {
                 to_keys.copy_from_slice(keys);
                 to_values.copy_from_slice(values);
             }
-            Head::Q8(bytes) => bytes.read(to_keys, to_values),
+            Head::Q8(bytes) => widen(isa, bytes, to_keys, to_values),
         }
     }
 }
 
-impl Bytes<'_> {
-    fn read(&self, to_keys: &mut [f32], to_values: &mut [f32]) {
-        let (lines, groups) = (KvType::GROUP * KV_BLOCK_TOKENS, self.value_scales.len() / KV_BLOCK_TOKENS);
-        let mut scales = [0.0; KV_BLOCK_TOKENS];
-        let keys = self.keys.chunks(lines).zip(to_keys.chunks_mut(lines));
-        for ((keys, to), line) in keys.zip(self.key_scales.chunks_exact(KV_BLOCK_TOKENS)) {
-            line.convert_to_f32_slice(&mut scales);
-            for (keys, to) in keys.chunks_exact(KV_BLOCK_TOKENS).zip(to.chunks_exact_mut(KV_BLOCK_TOKENS)) {
-                to.iter_mut().zip(keys).zip(&scales).for_each(|((to, key), scale)| *to = f32::from(*key) * scale);
-            }
+/// Widens a head of bytes to `f32`.
+#[inline(always)]
+fn widen_body(bytes: &Bytes<'_>, to_keys: &mut [f32], to_values: &mut [f32]) {
+    let (lines, groups) = (KvType::GROUP * KV_BLOCK_TOKENS, bytes.value_scales.len() / KV_BLOCK_TOKENS);
+    let mut scales = [0.0; KV_BLOCK_TOKENS];
+    let keys = bytes.keys.chunks(lines).zip(to_keys.chunks_mut(lines));
+    for ((keys, to), line) in keys.zip(bytes.key_scales.as_chunks::<KV_BLOCK_TOKENS>().0) {
+        line.convert_to_f32_slice(&mut scales);
+        let keys = keys.as_chunks::<KV_BLOCK_TOKENS>().0;
+        for (keys, to) in keys.iter().zip(to.as_chunks_mut::<KV_BLOCK_TOKENS>().0) {
+            to.iter_mut().zip(keys).zip(&scales).for_each(|((to, key), scale)| *to = f32::from(*key) * scale);
         }
-        let dim = self.values.len() / KV_BLOCK_TOKENS;
-        let tokens = self.values.chunks_exact(dim).zip(to_values.chunks_exact_mut(dim));
-        for ((values, to), scales) in tokens.zip(self.value_scales.chunks_exact(groups)) {
-            let parts = values.chunks(KvType::GROUP).zip(to.chunks_mut(KvType::GROUP));
-            for ((values, to), scale) in parts.zip(scales) {
-                let scale = scale.to_f32();
-                to.iter_mut().zip(values).for_each(|(to, value)| *to = f32::from(*value) * scale);
-            }
+    }
+    let dim = bytes.values.len() / KV_BLOCK_TOKENS;
+    let tokens = bytes.values.chunks_exact(dim).zip(to_values.chunks_exact_mut(dim));
+    for ((values, to), scales) in tokens.zip(bytes.value_scales.chunks_exact(groups)) {
+        let parts = values.chunks(KvType::GROUP).zip(to.chunks_mut(KvType::GROUP));
+        for ((values, to), scale) in parts.zip(scales) {
+            let scale = scale.to_f32();
+            to.iter_mut().zip(values).for_each(|(to, value)| *to = f32::from(*value) * scale);
         }
     }
 }
@@ -256,7 +259,7 @@ mod tests {
             }
             let (mut keys, mut values) = (vec![0.0; dim * KV_BLOCK_TOKENS], vec![0.0; dim * KV_BLOCK_TOKENS]);
             for head in 0..2 {
-                cache.head(1, head).read(&mut keys, &mut values);
+                cache.head(1, head).read(Isa::detect(), &mut keys, &mut values);
                 for (slot, d) in (0..KV_BLOCK_TOKENS).flat_map(|slot| (0..dim).map(move |d| (slot, d))) {
                     let (key, value) = (keys[d * KV_BLOCK_TOKENS + slot], values[slot * dim + d]);
                     let at = head * dim + d;

@@ -3,8 +3,6 @@
 use graph::Weight;
 use tensor::{DType, blocks::dequantize};
 
-#[cfg(target_arch = "x86_64")]
-use crate::avx512::linear as avx512;
 use crate::{
     activations::{BLOCK_ROWS, PIECE, Quantised},
     format::{Format, with_format},
@@ -12,6 +10,8 @@ use crate::{
     pack::{Layout, PANEL, Packed},
     tile::{self, FLOAT_TILE_COLS, Lanes, Tile},
 };
+#[cfg(target_arch = "x86_64")]
+use crate::{avx2, avx512::linear as avx512};
 
 /// Panels that a thread multiplies at once with this many rows. With many rows they are few: for each piece of columns
 /// they come one after the other, so that the activations of the piece (512 rows take 0.7 MB) are read from the
@@ -155,6 +155,8 @@ fn integer<F: Format>(isa: Isa, list: &[Panel<'_>], x: &Quantised, rows: usize, 
                 match isa {
                     #[cfg(target_arch = "x86_64")]
                     Isa::Avx512(isa) => avx512::multiply::<F>(isa, tile, from, cols_here, &block, sums),
+                    #[cfg(target_arch = "x86_64")]
+                    Isa::Avx2(isa) => avx2::multiply::<F>(isa, tile, from, cols_here, &block, sums),
                     _ => tile::multiply::<F>(isa, tile, from, cols_here, &block, sums),
                 }
                 if from + cols_here == cols {
