@@ -188,6 +188,16 @@ pub(crate) mod elementwise {
     pub(crate) const GATED: u32 = 6;
 }
 
+/// `top.comp`.
+#[repr(C)]
+#[derive(Clone, Copy, Default, Pod, Zeroable)]
+pub(crate) struct Top {
+    pub(crate) source: u64,
+    pub(crate) result: u64,
+    pub(crate) width: u32,
+    pub(crate) padding: u32,
+}
+
 /// `stream.comp`.
 #[repr(C)]
 #[derive(Clone, Copy, Default, Pod, Zeroable)]

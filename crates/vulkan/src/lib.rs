@@ -53,6 +53,7 @@ mod rates;
 mod record;
 mod room;
 mod shaders;
+mod top;
 mod upload;
 
 use std::{

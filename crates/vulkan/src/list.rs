@@ -22,6 +22,8 @@ pub(crate) struct Bucket {
     pub(crate) many: bool,
     /// Tokens of the longest sequence, rounded up to a power of two.
     pub(crate) longest: u32,
+    /// Largest logits that are found of each row; 0 where all of them leave.
+    pub(crate) top: u32,
 }
 
 /// What dispatches are made with.
@@ -50,6 +52,8 @@ pub(crate) struct Addresses {
     pub(crate) made: u64,
     /// Shares of attention, behind counts of those that are done.
     pub(crate) partial: u64,
+    /// The largest logits of each row, and behind them those of parts of rows.
+    pub(crate) top: u64,
 }
 
 /// Invocations of the workgroups of attention: keys of a chunk.
@@ -430,8 +434,8 @@ pub(crate) fn rows_of_groups(rows: u32) -> [u32; 3] {
 impl Addresses {
     /// Shows every address to `visit`.
     pub(crate) fn visit(&mut self, visit: &dyn Fn(&mut u64)) {
-        let Addresses { positions, outputs, places, tiles, tables, quants, scales, made, partial } = self;
-        [positions, outputs, tables, quants, scales, made, partial].into_iter().for_each(visit);
+        let Addresses { positions, outputs, places, tiles, tables, quants, scales, made, partial, top } = self;
+        [positions, outputs, tables, quants, scales, made, partial, top].into_iter().for_each(visit);
         places.iter_mut().chain(tiles).for_each(visit);
     }
 }

@@ -51,6 +51,8 @@ shaders! {
     Merge "merge",
     /// Operations by element.
     Elementwise "elementwise",
+    /// The largest logits.
+    Top "top",
     /// Reading memory, for its bandwidth.
     Stream "stream",
 }
