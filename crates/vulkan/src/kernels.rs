@@ -96,6 +96,7 @@ pub(crate) mod form {
     pub(crate) const FLOATS: u32 = 1;
     pub(crate) const BYTES: u32 = 2;
     pub(crate) const HALVES: u32 = 4;
+    pub(crate) const FRAGMENTS: u32 = 8;
 }
 
 /// `heads.comp`.
@@ -186,6 +187,13 @@ pub(crate) mod elementwise {
     pub(crate) const SOFT_CAP: u32 = 4;
     pub(crate) const SELECT: u32 = 5;
     pub(crate) const GATED: u32 = 6;
+}
+
+/// `fragments.comp`.
+#[repr(C)]
+#[derive(Clone, Copy, Default, Pod, Zeroable)]
+pub(crate) struct Fragments {
+    pub(crate) result: u64,
 }
 
 /// `top.comp`.

@@ -37,6 +37,7 @@ mod capabilities;
 mod compile;
 mod context;
 mod error;
+mod fragments;
 mod fuse;
 mod inbox;
 mod instance;
@@ -122,10 +123,12 @@ impl Vulkan {
         let instance = Instance::load(options.validation)?;
         let (physical, capabilities) = instance.choose(options.index)?;
         let capabilities = capabilities.without(&options.without)?;
-        let context = Context::open(instance, physical, capabilities, options.cache)?;
+        let mut context = Arc::new(Context::open(instance, physical, capabilities, options.cache)?);
+        let fragments = fragments::are_known(&context)?;
+        Arc::get_mut(&mut context).expect("nothing else holds it yet").capabilities.matrix_fragments = fragments;
         Ok(Vulkan {
             name: options.index.map_or("vulkan".to_owned(), |index| format!("vulkan:{index}")),
-            context: Arc::new(context),
+            context,
             profile: Arc::new(Profile::new(options.profile)),
             rates: OnceLock::new(),
         })

@@ -6,7 +6,7 @@ use crate::{
     capabilities::{Capabilities, Kind},
     kernels::{self, Dispatch, elementwise, form},
     operation::{AttentionAt, HeadPartAt, HeadsAt, Matrix, NormAt, Operation},
-    products::MATRIX_SHARED_BYTES,
+    products::{MATRIX_SHARED_BYTES, Method},
     shaders::Shader,
 };
 
@@ -35,6 +35,8 @@ pub(crate) struct Lister<'a> {
     pub(crate) list: Vec<Dispatch>,
     /// The value that lies as bytes in [`Addresses::made`], and as floats nowhere.
     pub(crate) made: Option<Matrix>,
+    /// The value that lies as fragments in [`Addresses::quants`], and as floats nowhere.
+    pub(crate) halved: Option<Matrix>,
 }
 
 /// Memory that belongs to the program and not to one operation.
@@ -281,8 +283,13 @@ impl Lister<'_> {
         // Its registers leave room for half as many workgroups side by side as those of other kernels do.
         let most = (full(self.capabilities) / 2 / (tiles * columns).max(1)).clamp(1, 16);
         let splits = seen.div_ceil(32).clamp(1, most);
-        let bytes = at.head_dim.is_multiple_of(32) && self.wants_bytes(next, &at.out);
-        let (result, scales) = if bytes { self.made(&at.out) } else { (at.out.address, 0) };
+        let bytes = at.head_dim.is_multiple_of(32) && self.wants(next, &at.out, Method::Gemv { integer: true });
+        let halves = at.halves && self.wants(next, &at.out, Method::GemmFragments);
+        let (form, (result, scales)) = match (bytes, halves) {
+            (true, _) => (form::BYTES, self.made(&at.out)),
+            (_, true) => (form::FRAGMENTS, (self.addresses.quants, self.addresses.scales)),
+            _ => (form::FLOATS, (at.out.address, 0)),
+        };
         let parts = &heads.parts;
         let push = kernels::Attend {
             source: [0, 1, 2].map(|i| parts[i].source.address),
@@ -322,7 +329,7 @@ impl Lister<'_> {
             (14, heads.rope.map_or(1.0, |rope| rope.magnitude).to_bits()),
             (15, at.scale.to_bits()),
             (16, at.softcap.unwrap_or(1.0).to_bits()),
-            (17, bits(bytes)),
+            (17, form),
         ];
         let mut dispatch = Dispatch::new(Shader::Attend, constants, &push, [tiles, columns, splits]);
         dispatch.work = 4 * u64::from(seen) * u64::from(at.q.width) * u64::from(self.bucket.tokens);
@@ -338,6 +345,10 @@ impl Lister<'_> {
         if bytes {
             dispatch.writes.extend(self.made_ranges(&at.out));
             self.made = Some(at.out);
+            self.push(dispatch, &reads.iter().collect::<Vec<_>>(), &[]);
+        } else if halves {
+            dispatch.writes.extend(self.prepared_ranges(form, self.count(at.out.rows), at.out.width));
+            self.halved = Some(at.out);
             self.push(dispatch, &reads.iter().collect::<Vec<_>>(), &[]);
         } else {
             self.push(dispatch, &reads.iter().collect::<Vec<_>>(), &[&at.out]);

@@ -147,6 +147,7 @@ impl VulkanProgram {
             addresses: &self.owned.addresses,
             list: Vec::new(),
             made: None,
+            halved: None,
         };
         lister.add(&self.stages[stage].operations);
         if let Some(logits) = self.logits(stage).filter(|_| bucket.top > 0) {

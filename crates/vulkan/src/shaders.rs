@@ -35,6 +35,10 @@ shaders! {
     Gemm "gemm",
     /// Products with some tens of rows, on matrix units.
     GemmFew "gemm_few",
+    /// The same, where the elements of matrices lie in known places.
+    GemmFragments "gemm_fragments",
+    /// Which places those are.
+    Fragments "fragments",
     /// Products with many rows, on matrix units.
     GemmMatrix "gemm_matrix",
     /// Norms, sums, and the forms that products read.
