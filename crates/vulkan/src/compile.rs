@@ -264,7 +264,17 @@ impl<'a, 'b> Compiler<'a, 'b> {
                 Kind::One => {
                     let node = &graph.nodes()[group.nodes.start];
                     if let (Op::Embed { table, scale }, Some(out)) = (&node.op, node.output) {
-                        embeds.push((graph.weight(*table).clone(), *scale, self.host_value(out, memory)));
+                        let weight = graph.weight(*table);
+                        match self.matrices.get(table).filter(|(_, format)| format.is_of(weight.dtype)) {
+                            Some((place, format)) => operations.push(Operation::Embed {
+                                weight: place.address,
+                                format: *format,
+                                rows: weight.rows as u32,
+                                factor: *scale,
+                                out: self.matrix(out, memory),
+                            }),
+                            None => embeds.push((weight.clone(), *scale, self.host_value(out, memory))),
+                        }
                     } else {
                         operations.push(self.one(node, memory));
                     }
@@ -420,6 +430,7 @@ impl<'a, 'b> Compiler<'a, 'b> {
         let addresses = Addresses {
             positions: base + memory.layout.positions,
             outputs: base + memory.layout.outputs,
+            ids: base + memory.layout.ids,
             places: memory.layout.places.iter().map(|at| base + at).collect(),
             tiles: memory.layout.tiles.iter().map(|at| base + at).collect(),
             tables: base + memory.layout.tables,

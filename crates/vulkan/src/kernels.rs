@@ -196,6 +196,19 @@ pub(crate) struct Fragments {
     pub(crate) result: u64,
 }
 
+/// `embed.comp`.
+#[repr(C)]
+#[derive(Clone, Copy, Default, Pod, Zeroable)]
+pub(crate) struct Embed {
+    pub(crate) weight: u64,
+    pub(crate) ids: u64,
+    pub(crate) result: u64,
+    pub(crate) rows: u32,
+    pub(crate) cols: u32,
+    pub(crate) factor: f32,
+    pub(crate) count: u32,
+}
+
 /// `top.comp`.
 #[repr(C)]
 #[derive(Clone, Copy, Default, Pod, Zeroable)]

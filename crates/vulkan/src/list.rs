@@ -6,6 +6,7 @@ use crate::{
     capabilities::{Capabilities, Kind},
     kernels::{self, Dispatch, elementwise, form},
     operation::{AttentionAt, HeadPartAt, HeadsAt, Matrix, NormAt, Operation},
+    pack::Format,
     products::{MATRIX_SHARED_BYTES, Method},
     shaders::Shader,
 };
@@ -44,6 +45,7 @@ pub(crate) struct Lister<'a> {
 pub(crate) struct Addresses {
     pub(crate) positions: u64,
     pub(crate) outputs: u64,
+    pub(crate) ids: u64,
     pub(crate) places: Vec<u64>,
     pub(crate) tiles: Vec<u64>,
     pub(crate) tables: u64,
@@ -146,6 +148,9 @@ impl Lister<'_> {
                 }
                 Operation::Norm { x, norm, group, out } => self.norm(x, *norm, *group, out),
                 Operation::Element { op, kind, factor, a, b, out } => self.element(*op, *kind, *factor, a, *b, out),
+                Operation::Embed { weight, format, rows, factor, out } => {
+                    self.embed(*weight, *format, *rows, *factor, out);
+                }
                 Operation::Select { x, out } => self.select(x, out),
             }
         }
@@ -207,6 +212,13 @@ impl Lister<'_> {
         let mut reads = vec![a];
         reads.extend(b.as_ref());
         self.push(dispatch, &reads, &[out]);
+    }
+
+    fn embed(&mut self, weight: u64, format: Format, rows: u32, factor: f32, out: &Matrix) {
+        let (count, ids) = (self.count(out.rows), self.addresses.ids);
+        let push = kernels::Embed { weight, ids, result: out.address, rows, cols: out.width, factor, count };
+        let dispatch = Dispatch::new(Shader::Embed, vec![(0, format as u32)], &push, rows_of_groups(count));
+        self.push(dispatch, &[], &[out]);
     }
 
     fn select(&mut self, x: &Matrix, out: &Matrix) {
@@ -445,8 +457,8 @@ pub(crate) fn rows_of_groups(rows: u32) -> [u32; 3] {
 impl Addresses {
     /// Shows every address to `visit`.
     pub(crate) fn visit(&mut self, visit: &dyn Fn(&mut u64)) {
-        let Addresses { positions, outputs, places, tiles, tables, quants, scales, made, partial, top } = self;
-        [positions, outputs, tables, quants, scales, made, partial, top].into_iter().for_each(visit);
+        let Addresses { positions, outputs, ids, places, tiles, tables, quants, scales, made, partial, top } = self;
+        [positions, outputs, ids, tables, quants, scales, made, partial, top].into_iter().for_each(visit);
         places.iter_mut().chain(tiles).for_each(visit);
     }
 }

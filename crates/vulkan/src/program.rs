@@ -171,7 +171,7 @@ impl VulkanProgram {
     fn mirrored(&self, stage: usize, step: &Step<'_>) -> Vec<(u64, u64)> {
         let layout = &self.owned.layout;
         let (tokens, outputs) = (step.tokens() as u64, step.outputs.len() as u64);
-        let mut parts = vec![(layout.positions, tokens * 4), (layout.outputs, outputs * 4)];
+        let mut parts = vec![(layout.positions, tokens * 4), (layout.outputs, outputs * 4), (layout.ids, tokens * 4)];
         parts.extend(layout.places.iter().map(|at| (*at, tokens * 4)));
         parts.extend(layout.tiles.iter().map(|at| (*at, tokens * 16)));
         let values = self.stages[stage].inputs.iter().map(|(_, value)| value);

@@ -55,6 +55,8 @@ shaders! {
     Merge "merge",
     /// Operations by element.
     Elementwise "elementwise",
+    /// Rows of a weight.
+    Embed "embed",
     /// The largest logits.
     Top "top",
     /// Reading memory, for its bandwidth.
