@@ -125,12 +125,14 @@ fn cut(graph: &Graph, range: Range<usize>) -> Option<Case> {
         let width = cut.values[logits.index()].width;
         logits = cut.push(Op::SelectOutputs { x: logits }, Value { rows: Rows::Outputs, width }, Part::Head);
     }
+    let tied: Vec<ValueId> = nodes.iter().filter_map(|node| cut.tie(graph, node)).collect();
     let mut units: Vec<(Part, Option<u32>)> = nodes.iter().map(|node| (node.part, node.layer)).collect();
     units.dedup();
     let ops: Vec<&Op> = cut.nodes.iter().map(|node| &node.op).collect();
     let shapes: Vec<_> = cut.values.iter().map(|value| (value.rows, value.width)).collect();
     let made = nodes.iter().filter_map(|node| node.output).filter(|value| graph.is_output(*value));
-    let taps: Vec<ValueId> = made.map(|value| cut.value_of[&value]).filter(|value| *value != logits).collect();
+    let made = made.map(|value| cut.value_of[&value]).chain(tied);
+    let taps: Vec<ValueId> = made.filter(|value| *value != logits).collect();
     let key = format!("{ops:?} {shapes:?} {:?} {:?} {taps:?}", cut.weights, cut.caches);
     let label = |(part, layer): &(Part, Option<u32>)| layer.map_or(part.name().to_owned(), |n| format!("layer {n}"));
     let (first, end) = (label(&units[0]), label(&units[units.len() - 1]));
@@ -157,6 +159,20 @@ impl Cut {
         let id = ValueId(self.values.len() as u32 - 1);
         self.nodes.push(Node { op, output: Some(id), part, layer: None });
         id
+    }
+
+    /// A product with the table of an embedding, where the graph has one: a device may look up rows elsewhere then.
+    fn tie(&mut self, graph: &Graph, node: &Node) -> Option<ValueId> {
+        let Op::Embed { table, .. } = &node.op else { return None };
+        let is_tied = |other: &Node| matches!(&other.op, Op::Linear { weight, .. } if weight == table);
+        let (x, weight) = (self.value_of[&node.output?], self.weight_of[table]);
+        if !graph.nodes().iter().any(is_tied) {
+            return None;
+        }
+        let width = self.values[x.index()].width;
+        let x = self.push(Op::SelectOutputs { x }, Value { rows: Rows::Outputs, width }, Part::Head);
+        let width = self.weights[weight.index()].1;
+        Some(self.push(Op::Linear { x, weight, bias: None }, Value { rows: Rows::Outputs, width }, Part::Head))
     }
 
     fn copy(&mut self, graph: &Graph, node: &Node) {
