@@ -60,6 +60,7 @@ pub(crate) enum Command {
     Plan(commands::plan::PlanArgs),
     Bench(commands::bench::BenchArgs),
     Devices(commands::devices::DevicesArgs),
+    Tune(commands::tune::TuneArgs),
     Pull(commands::pull::PullArgs),
     List(commands::list::ListArgs),
     Rm(commands::rm::RmArgs),
@@ -85,6 +86,7 @@ impl Command {
             Command::Plan(args) => args.execute(),
             Command::Bench(args) => args.execute(),
             Command::Devices(args) => args.execute(),
+            Command::Tune(args) => args.execute(),
             Command::Pull(args) => args.execute(),
             Command::List(args) => args.execute(),
             Command::Rm(args) => args.execute(),
@@ -391,7 +393,7 @@ impl From<ArithmeticName> for Arithmetic {
 
 impl ArithmeticName {
     /// What the KV cache holds where nothing else is asked for: a cache of f16 would round what f32 does not.
-    fn kv(self) -> KvType {
+    pub(crate) fn kv(self) -> KvType {
         match self {
             ArithmeticName::Fast => KvType::F16,
             ArithmeticName::F32 => KvType::F32,
@@ -404,6 +406,8 @@ impl ArithmeticName {
 pub(crate) enum KvName {
     F16,
     F32,
+    /// 8-bit integers in groups of 32: about half the memory of f16
+    Q8,
 }
 
 impl From<KvName> for KvType {
@@ -411,6 +415,7 @@ impl From<KvName> for KvType {
         match name {
             KvName::F16 => KvType::F16,
             KvName::F32 => KvType::F32,
+            KvName::Q8 => KvType::Q8,
         }
     }
 }

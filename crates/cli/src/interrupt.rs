@@ -2,7 +2,7 @@
 //! conversation would be lost. SIGTERM ends the program. No half of a file is left either way.
 
 use std::sync::{
-    OnceLock,
+    Mutex, OnceLock, PoisonError,
     atomic::{AtomicU8, Ordering::SeqCst},
 };
 
@@ -11,7 +11,10 @@ use signal_hook::{
     iterator::Signals,
 };
 
-use crate::{exit::INTERRUPTED, output::remove_unfinished};
+use crate::{
+    exit::INTERRUPTED,
+    output::{note, remove_unfinished},
+};
 
 const IDLE: u8 = 0;
 const ANSWERING: u8 = 1;
@@ -20,6 +23,8 @@ const STOPPING: u8 = 2;
 
 static STATE: AtomicU8 = AtomicU8::new(IDLE);
 static RULE: AtomicU8 = AtomicU8::new(Rule::Ends as u8);
+/// Said where a signal ends the program.
+static LAST_WORD: Mutex<Option<String>> = Mutex::new(None);
 
 /// What Ctrl-C does besides stopping an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,8 +84,31 @@ fn on_signal(signal: i32) {
     }
 }
 
+/// While this lives, a signal that ends the program says what becomes of the work so far.
+pub(crate) struct LastWord(());
+
+impl LastWord {
+    /// Says `text`, and handles signals by the rule in force.
+    ///
+    /// # Errors
+    /// Where the system refuses a handler.
+    pub(crate) fn is(text: String) -> anyhow::Result<LastWord> {
+        *LAST_WORD.lock().unwrap_or_else(PoisonError::into_inner) = Some(text);
+        handle().map(|()| LastWord(()))
+    }
+}
+
+impl Drop for LastWord {
+    fn drop(&mut self) {
+        *LAST_WORD.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+}
+
 fn end(code: i32) -> ! {
     remove_unfinished();
+    if let Some(text) = &*LAST_WORD.lock().unwrap_or_else(PoisonError::into_inner) {
+        note(format_args!("{text}"));
+    }
     std::process::exit(code)
 }
 

@@ -2,13 +2,34 @@
 
 use std::{
     io::{self, IsTerminal},
+    sync::mpsc,
     time::{Duration, Instant},
 };
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
+use crate::output::note;
+
 /// What is done in less is not announced.
 const PATIENCE: Duration = Duration::from_millis(1000);
+
+/// Does work that does not tell how far it is. Where it takes two seconds and someone watches, a line says what it is.
+pub(crate) fn announced<T>(what: &str, work: impl FnOnce() -> T) -> T {
+    if !io::stderr().is_terminal() {
+        return work();
+    }
+    let (done, waits) = mpsc::channel::<()>();
+    std::thread::scope(|scope| {
+        scope.spawn(move || {
+            if waits.recv_timeout(2 * PATIENCE) == Err(mpsc::RecvTimeoutError::Timeout) {
+                note(what);
+            }
+        });
+        let result = work();
+        drop(done);
+        result
+    })
+}
 
 /// What a bar counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

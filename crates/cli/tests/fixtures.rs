@@ -174,12 +174,21 @@ fn plans_say_what_fits() {
     let model = fixture("gemma3");
     let model = model.to_str().unwrap();
     let plan = user.run(&["plan", "-m", model, "--ctx", "64"]);
-    for word in ["attention", "feed-forward", "KV cache", "activations", "context: 64 tokens (as asked)", "GB/s"] {
+    for word in [
+        "attention",
+        "feed-forward",
+        "KV cache",
+        "activations",
+        "context: 64 tokens (as asked)",
+        "GB/s",
+        "estimate: cpu",
+    ] {
         assert!(plan.ok().contains(word), "{word}: {plan:?}");
     }
     let json = user.run(&["plan", "-m", model, "--ctx", "64", "--json"]).json();
     assert_eq!((&json["plan"]["fits"], &json["plan"]["context"]), (&true.into(), &64.into()));
     assert_eq!(json["model"]["architecture"], "gemma3");
+    assert!(json["plan"]["estimate"]["total"]["decode_s"].as_f64().is_some_and(|seconds| seconds > 0.0), "{json}");
     // A dry run is the same, and computes nothing: not even a prompt is needed. (Free memory differs from run to run.)
     let dry = user.run(&["run", "--dry-run", "-m", model, "--ctx", "64", "--json"]).json();
     assert_eq!(dry["plan"]["placement"], json["plan"]["placement"]);

@@ -4,7 +4,7 @@ mod common;
 
 use common::User;
 
-const COMMANDS: [&str; 19] = [
+const COMMANDS: [&str; 20] = [
     "quantize",
     "imatrix",
     "compare",
@@ -15,6 +15,7 @@ const COMMANDS: [&str; 19] = [
     "plan",
     "bench",
     "devices",
+    "tune",
     "pull",
     "list",
     "rm",

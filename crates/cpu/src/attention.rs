@@ -229,6 +229,7 @@ impl Scratch {
             Isa::Avx512(own) => match head {
                 Head::F16 { keys, values } => self.add_avx512(own, (keys, values), queries, dim, softcap),
                 Head::F32 { keys, values } => self.add_avx512(own, (keys, values), queries, dim, softcap),
+                Head::Q8(bytes) => self.add_avx512(own, bytes, queries, dim, softcap),
             },
             _ => {
                 self.keys.resize(dim * KV_BLOCK_TOKENS, 0.0);
@@ -242,18 +243,18 @@ impl Scratch {
     }
 
     #[cfg(target_arch = "x86_64")]
-    fn add_avx512<E: avx512::Element>(
+    fn add_avx512<L: avx512::Lines>(
         &mut self,
         isa: crate::isa::Avx512,
-        (keys, values): (&[E], &[E]),
+        head: L,
         queries: usize,
         dim: usize,
         softcap: Option<f32>,
     ) {
-        avx512::scores(isa, &self.queries[..queries * dim], dim, keys, &mut self.scores[..queries]);
+        avx512::scores(isa, &self.queries[..queries * dim], dim, head, &mut self.scores[..queries]);
         soften(Isa::Avx512(isa), self, queries, dim, softcap);
         let (weights, visible) = (&self.scores[..queries], &self.visible[..queries]);
-        avx512::weigh(isa, weights, visible, values, dim, &mut self.sums[..queries * dim]);
+        avx512::weigh(isa, weights, visible, head, dim, &mut self.sums[..queries * dim]);
     }
 }
 

@@ -13,7 +13,7 @@ use crate::{
     Cpu,
     activations::Quantised,
     attention::{self, Attention, Shape, Tiling},
-    kv::KvCache,
+    kv::{KvCache, Rounded},
     linear,
     pack::{self, Packed},
     program::{Angles, CpuProgram, Factor, LinearOp, PhaseOp, Place, RowOp, StageProgram, ThreadScratch},
@@ -41,7 +41,7 @@ pub(crate) fn compile(cpu: &Cpu, share: &Share<'_>, progress: &mut dyn FnMut(u64
     let threads = || ThreadScratch {
         linear: linear::Scratch::new(rows),
         attention: attention::Scratch::default(),
-        half_row: Vec::new(),
+        rounded: Rounded::default(),
     };
     let here = |cache: usize| {
         let mut nodes = share.stages.iter().flat_map(|stage| &share.graph.nodes()[stage.nodes.clone()]);
@@ -85,7 +85,7 @@ pub(crate) fn scratch_bytes(cpu: &Cpu, graph: &Graph, limits: &graph::Limits) ->
         }
     }
     let angles: usize = tables.iter().map(|table| limits.tokens * table.rotary_dim() * 4).sum();
-    let thread = linear::Scratch::bytes(rows) + attention::Scratch::bytes(head_dim) + 2 * head_dim as u64;
+    let thread = linear::Scratch::bytes(rows) + attention::Scratch::bytes(head_dim) + Rounded::bytes(head_dim);
     quantised_bytes(graph, limits) + cpu.threads as u64 * thread + angles as u64
 }
 

@@ -2,7 +2,10 @@
 //!
 //! Blocks of [`KV_BLOCK_TOKENS`] tokens. Within a block and a head keys lie transposed, `[head_dim][token]`, so that
 //! the scores of 32 tokens are sums of whole registers and need no horizontal addition; values lie `[token][head_dim]`.
+//! In a cache of bytes the scales of the head lie behind its elements, for keys `[group][token]`, for values
+//! `[token][group]`.
 
+use bytemuck::cast_slice;
 use graph::{Cache, KV_BLOCK_TOKENS, KvType};
 use half::{f16, slice::HalfFloatSliceExt};
 use tensor::AlignedBuf;
@@ -18,55 +21,91 @@ pub(crate) struct KvCache {
     values: AlignedBuf,
 }
 
+/// What a thread rounds one head of one token into before it is stored.
+#[derive(Default)]
+pub(crate) struct Rounded {
+    halves: Vec<f16>,
+    bytes: Vec<i8>,
+    scales: Vec<f16>,
+}
+
+impl Rounded {
+    /// Bytes it comes to use for heads of `head_dim`.
+    pub(crate) fn bytes(head_dim: usize) -> u64 {
+        (3 * head_dim + 2 * head_dim.div_ceil(KvType::GROUP)) as u64
+    }
+
+    fn as_halves(&mut self, head: &[f32]) -> &[f16] {
+        self.halves.resize(head.len(), f16::ZERO);
+        self.halves.convert_from_f32_slice(head);
+        &self.halves
+    }
+
+    /// Rounds by groups, to 127 steps each way of the largest. A group with an element that is no number has a scale that
+    /// is none, and so has one whose scale exceeds the halves: what is read from it shows it.
+    fn as_bytes(&mut self, head: &[f32]) -> (&[i8], &[f16]) {
+        self.bytes.clear();
+        self.scales.clear();
+        for group in head.chunks(KvType::GROUP) {
+            let largest = group.iter().fold(0.0f32, |largest, x| largest.max(x.abs()));
+            let finite = group.iter().all(|x| x.is_finite());
+            let scale = f16::from_f32(largest / 127.0);
+            let inverse = if scale > f16::ZERO { 1.0 / scale.to_f32() } else { 0.0 };
+            self.bytes.extend(group.iter().map(|x| (x * inverse).round_ties_even().clamp(-127.0, 127.0) as i8));
+            self.scales.push(if finite && scale.is_finite() { scale } else { f16::NAN });
+        }
+        (&self.bytes, &self.scales)
+    }
+}
+
 impl KvCache {
     /// Room for `blocks` blocks.
     pub(crate) fn new(cache: &Cache, blocks: usize, dtype: KvType) -> KvCache {
         let Cache { kv_heads, head_dim, window, group } = *cache;
-        let bytes = blocks * KV_BLOCK_TOKENS * kv_heads * head_dim * dtype.bytes();
-        KvCache {
-            kv_heads,
-            head_dim,
-            window,
-            group,
-            dtype,
-            keys: AlignedBuf::zeroed(bytes),
-            values: AlignedBuf::zeroed(bytes),
-        }
+        let bytes = blocks * KV_BLOCK_TOKENS * kv_heads * dtype.head_bytes(head_dim);
+        let (keys, values) = (AlignedBuf::zeroed(bytes), AlignedBuf::zeroed(bytes));
+        KvCache { kv_heads, head_dim, window, group, dtype, keys, values }
     }
 
-    fn head_elements(&self) -> usize {
-        self.head_dim * KV_BLOCK_TOKENS
+    /// Bytes of one head of a block's keys; its values take as many.
+    fn head_bytes(&self) -> usize {
+        KV_BLOCK_TOKENS * self.dtype.head_bytes(self.head_dim)
     }
 
     /// Stores one token's keys and values, `[kv_heads * head_dim]` each, in slot `slot` of a block.
     ///
     /// # Safety
     /// No other thread touches this slot meanwhile, and none reads the cache ([`KvCache::read`]).
-    pub(crate) unsafe fn write(&self, block: usize, slot: usize, k: &[f32], v: &[f32], half_row: &mut Vec<f16>) {
-        let first = block * self.kv_heads * self.head_elements();
-        assert!((first + self.kv_heads * self.head_elements()) * self.dtype.bytes() <= self.keys.len());
+    pub(crate) unsafe fn write(&self, block: usize, slot: usize, k: &[f32], v: &[f32], rounded: &mut Rounded) {
+        let first = block * self.kv_heads * self.head_bytes();
+        assert!(first + self.kv_heads * self.head_bytes() <= self.keys.len());
         assert!(slot < KV_BLOCK_TOKENS && k.len() == self.kv_heads * self.head_dim && v.len() == k.len());
-        for (head, (k, v)) in k.chunks_exact(self.head_dim).zip(v.chunks_exact(self.head_dim)).enumerate() {
-            let base = first + head * self.head_elements();
+        let dim = self.head_dim;
+        for (head, (k, v)) in k.chunks_exact(dim).zip(v.chunks_exact(dim)).enumerate() {
+            let base = first + head * self.head_bytes();
             // SAFETY: offsets are inside the head's part of the block, which lies inside the buffers by the
-            // assertions above; as the caller promises, no reference into the buffers is alive and no other thread
-            // touches the slot, as `AlignedBuf::raw` asks.
+            // assertions above: `dim` lines of 32 elements or 32 of `dim`, and behind bytes as many lines of scales as
+            // `head_bytes` counts. As the caller promises, no reference into the buffers is alive and no other thread
+            // touches the slot, as `AlignedBuf::raw` asks. Lines of 32 keep every offset a multiple of the element.
             unsafe {
+                let (keys, values) = (self.keys.raw().add(base), self.values.raw().add(base));
                 match self.dtype {
                     KvType::F16 => {
-                        half_row.resize(self.head_dim, f16::ZERO);
-                        half_row.convert_from_f32_slice(k);
-                        let keys = self.keys.raw().cast::<f16>().add(base + slot);
-                        half_row.iter().enumerate().for_each(|(d, k)| keys.add(d * KV_BLOCK_TOKENS).write(*k));
-                        half_row.convert_from_f32_slice(v);
-                        let values = self.values.raw().cast::<f16>().add(base + slot * self.head_dim);
-                        values.copy_from_nonoverlapping(half_row.as_ptr(), self.head_dim);
+                        store(rounded.as_halves(k), keys.cast::<f16>().add(slot), KV_BLOCK_TOKENS);
+                        store(rounded.as_halves(v), values.cast::<f16>().add(slot * dim), 1);
                     }
                     KvType::F32 => {
-                        let keys = self.keys.raw().cast::<f32>().add(base + slot);
-                        k.iter().enumerate().for_each(|(d, k)| keys.add(d * KV_BLOCK_TOKENS).write(*k));
-                        let values = self.values.raw().cast::<f32>().add(base + slot * self.head_dim);
-                        values.copy_from_nonoverlapping(v.as_ptr(), self.head_dim);
+                        store(k, keys.cast::<f32>().add(slot), KV_BLOCK_TOKENS);
+                        store(v, values.cast::<f32>().add(slot * dim), 1);
+                    }
+                    KvType::Q8 => {
+                        let behind = dim * KV_BLOCK_TOKENS;
+                        let (bytes, scales) = rounded.as_bytes(k);
+                        store(bytes, keys.cast::<i8>().add(slot), KV_BLOCK_TOKENS);
+                        store(scales, keys.add(behind).cast::<f16>().add(slot), KV_BLOCK_TOKENS);
+                        let (bytes, scales) = rounded.as_bytes(v);
+                        store(bytes, values.cast::<i8>().add(slot * dim), 1);
+                        store(scales, values.add(behind).cast::<f16>().add(slot * scales.len()), 1);
                     }
                 }
             }
@@ -75,7 +114,7 @@ impl KvCache {
 
     /// Copies a block.
     pub(crate) fn copy_block(&mut self, from: usize, to: usize) {
-        let bytes = self.kv_heads * self.head_elements() * self.dtype.bytes();
+        let bytes = self.kv_heads * self.head_bytes();
         for buffer in [&mut self.keys, &mut self.values] {
             buffer.as_mut_slice::<u8>().copy_within(from * bytes..(from + 1) * bytes, to * bytes);
         }
@@ -85,14 +124,44 @@ impl KvCache {
     ///
     /// It is for phases in which no thread writes the cache: the whole buffers are borrowed for reading.
     pub(crate) fn head(&self, block: usize, head: usize) -> Head<'_> {
-        let at = (block * self.kv_heads + head) * self.head_elements();
-        let part = at..at + self.head_elements();
-        let (keys, values) = (&self.keys, &self.values);
+        let at = (block * self.kv_heads + head) * self.head_bytes();
+        let bytes = at..at + self.head_bytes();
+        let (keys, values) = (&self.keys.as_slice::<u8>()[bytes.clone()], &self.values.as_slice::<u8>()[bytes]);
         match self.dtype {
-            KvType::F16 => Head::F16 { keys: &keys.as_slice()[part.clone()], values: &values.as_slice()[part] },
-            KvType::F32 => Head::F32 { keys: &keys.as_slice()[part.clone()], values: &values.as_slice()[part] },
+            KvType::F16 => Head::F16 { keys: cast_slice(keys), values: cast_slice(values) },
+            KvType::F32 => Head::F32 { keys: cast_slice(keys), values: cast_slice(values) },
+            KvType::Q8 => {
+                let (keys, key_scales) = keys.split_at(self.head_dim * KV_BLOCK_TOKENS);
+                let (values, value_scales) = values.split_at(self.head_dim * KV_BLOCK_TOKENS);
+                Head::Q8(Bytes {
+                    keys: cast_slice(keys),
+                    key_scales: cast_slice(key_scales),
+                    values: cast_slice(values),
+                    value_scales: cast_slice(value_scales),
+                })
+            }
         }
     }
+}
+
+/// Stores a head's elements from `to` on, `stride` elements apart.
+///
+/// # Safety
+/// All those places can be written.
+unsafe fn store<T: Copy>(head: &[T], to: *mut T, stride: usize) {
+    // SAFETY: as the caller promises.
+    head.iter().enumerate().for_each(|(d, x)| unsafe { to.add(d * stride).write(*x) });
+}
+
+/// One head of a block of bytes with scales.
+#[derive(Clone, Copy)]
+pub(crate) struct Bytes<'a> {
+    pub(crate) keys: &'a [i8],
+    /// `[group][token]`.
+    pub(crate) key_scales: &'a [f16],
+    pub(crate) values: &'a [i8],
+    /// `[token][group]`.
+    pub(crate) value_scales: &'a [f16],
 }
 
 /// One head of a block: keys `[head_dim][token]`, values `[token][head_dim]`.
@@ -100,6 +169,7 @@ impl KvCache {
 pub(crate) enum Head<'a> {
     F16 { keys: &'a [f16], values: &'a [f16] },
     F32 { keys: &'a [f32], values: &'a [f32] },
+    Q8(Bytes<'a>),
 }
 
 impl Head<'_> {
@@ -114,6 +184,72 @@ impl Head<'_> {
                 to_keys.copy_from_slice(keys);
                 to_values.copy_from_slice(values);
             }
+            Head::Q8(bytes) => bytes.read(to_keys, to_values),
         }
+    }
+}
+
+impl Bytes<'_> {
+    fn read(&self, to_keys: &mut [f32], to_values: &mut [f32]) {
+        let (lines, groups) = (KvType::GROUP * KV_BLOCK_TOKENS, self.value_scales.len() / KV_BLOCK_TOKENS);
+        let mut scales = [0.0; KV_BLOCK_TOKENS];
+        let keys = self.keys.chunks(lines).zip(to_keys.chunks_mut(lines));
+        for ((keys, to), line) in keys.zip(self.key_scales.chunks_exact(KV_BLOCK_TOKENS)) {
+            line.convert_to_f32_slice(&mut scales);
+            for (keys, to) in keys.chunks_exact(KV_BLOCK_TOKENS).zip(to.chunks_exact_mut(KV_BLOCK_TOKENS)) {
+                to.iter_mut().zip(keys).zip(&scales).for_each(|((to, key), scale)| *to = f32::from(*key) * scale);
+            }
+        }
+        let dim = self.values.len() / KV_BLOCK_TOKENS;
+        let tokens = self.values.chunks_exact(dim).zip(to_values.chunks_exact_mut(dim));
+        for ((values, to), scales) in tokens.zip(self.value_scales.chunks_exact(groups)) {
+            let parts = values.chunks(KvType::GROUP).zip(to.chunks_mut(KvType::GROUP));
+            for ((values, to), scale) in parts.zip(scales) {
+                let scale = scale.to_f32();
+                to.iter_mut().zip(values).for_each(|(to, value)| *to = f32::from(*value) * scale);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_come_back_within_half_a_step() {
+        for dim in [8, 32, 40, 80, 128] {
+            let cache = Cache { kv_heads: 2, head_dim: dim, window: None, group: 0 };
+            let cache = KvCache::new(&cache, 3, KvType::Q8);
+            let noise = |i: usize| ((i as f32 * 12.9898).sin() * 43_758.547).fract() * 3.0;
+            let token = |slot: usize| (0..2 * dim).map(|i| noise(i + slot * 977)).collect::<Vec<f32>>();
+            let mut rounded = Rounded::default();
+            for slot in 0..KV_BLOCK_TOKENS {
+                // SAFETY: one thread, and nothing is read meanwhile.
+                unsafe { cache.write(1, slot, &token(slot), &token(slot + 50), &mut rounded) };
+            }
+            let (mut keys, mut values) = (vec![0.0; dim * KV_BLOCK_TOKENS], vec![0.0; dim * KV_BLOCK_TOKENS]);
+            for head in 0..2 {
+                cache.head(1, head).read(&mut keys, &mut values);
+                for (slot, d) in (0..KV_BLOCK_TOKENS).flat_map(|slot| (0..dim).map(move |d| (slot, d))) {
+                    let (key, value) = (keys[d * KV_BLOCK_TOKENS + slot], values[slot * dim + d]);
+                    let at = head * dim + d;
+                    assert!((key - token(slot)[at]).abs() <= 3.0 / 250.0, "{dim}: key {slot} {d}");
+                    assert!((value - token(slot + 50)[at]).abs() <= 3.0 / 250.0, "{dim}: value {slot} {d}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_no_number_is_none_when_it_comes_back() {
+        let mut rounded = Rounded::default();
+        for spoilt in [f32::NAN, f32::INFINITY, 1e9] {
+            let mut head = vec![1.0; 64];
+            head[40] = spoilt;
+            let (_, scales) = rounded.as_bytes(&head);
+            assert!(scales[0].is_finite() && scales[1].is_nan(), "{spoilt}");
+        }
+        assert_eq!(rounded.as_bytes(&[0.0; 4]), (&[0i8; 4][..], &[f16::ZERO][..]));
     }
 }

@@ -136,7 +136,7 @@ impl Cpu {
     /// Measures both rates with all threads, each once; later calls return the same. The best of several passes, as a
     /// roof should be.
     pub fn measure(&self) -> Rates {
-        Rates { read_bytes_per_s: self.measure_bandwidth(), int8_ops_per_s: self.measure_int8() }
+        Rates { read_bytes_per_s: self.measure_bandwidth(), int8_ops_per_s: self.measure_int8(), ..Rates::default() }
     }
 
     /// The read bandwidth of memory, bytes a second: about a tenth of a second, and 256 MiB while it lasts.
@@ -165,7 +165,7 @@ impl Device for Cpu {
 
     fn rates(&self) -> Option<Rates> {
         let (read_bytes_per_s, int8_ops_per_s) = (*self.read_bytes_per_s.get()?, self.int8_ops_per_s.get());
-        Some(Rates { read_bytes_per_s, int8_ops_per_s: int8_ops_per_s.copied().flatten() })
+        Some(Rates { read_bytes_per_s, int8_ops_per_s: int8_ops_per_s.copied().flatten(), ..Rates::default() })
     }
 
     fn supports(&self, _graph: &Graph, _node: NodeId) -> Result<(), String> {

@@ -8,14 +8,13 @@ use std::sync::{
 use graph::{
     Activation, DeviceError, Exchange, KV_BLOCK_TOKENS, Program, RopeTable, Rows, Span, Step, ValueId, Weight,
 };
-use half::f16;
 use tensor::AlignedBuf;
 
 use crate::{
     activations::Quantised,
     attention::{self, Attention, Over, Tiling},
     isa::Isa,
-    kv::KvCache,
+    kv::{KvCache, Rounded},
     linear::{self, Finished, Input, MOST_PANELS, Panel, panels_at_once},
     output::{self, Columns},
     pack::{PANEL, Packed},
@@ -158,7 +157,7 @@ pub(crate) struct CpuProgram {
 pub(crate) struct ThreadScratch {
     pub(crate) linear: linear::Scratch,
     pub(crate) attention: attention::Scratch,
-    pub(crate) half_row: Vec<f16>,
+    pub(crate) rounded: Rounded,
 }
 
 impl Program for CpuProgram {
@@ -382,7 +381,7 @@ impl Run<'_> {
                 let block = span.tables[cache.group][token / KV_BLOCK_TOKENS] as usize;
                 // SAFETY: the step was checked, so the block exists and no other span writes it: each token has its own
                 // slot. Attention reads caches in phases of its own.
-                unsafe { cache.write(block, token % KV_BLOCK_TOKENS, get(k), get(v), &mut scratch.half_row) };
+                unsafe { cache.write(block, token % KV_BLOCK_TOKENS, get(k), get(v), &mut scratch.rounded) };
             }
             RowOp::Add { a, b, out } => rows::add(isa, get(a), get(b), put(out)),
             RowOp::Mul { a, b, out } => rows::mul(isa, get(a), get(b), put(out)),

@@ -14,8 +14,12 @@ pub struct Comparison {
     pub model: Perplexity,
     /// How much higher the model's perplexity is, as a share of the reference's.
     pub degradation: f64,
+    /// Its standard error, from the differences of both models at each prediction, taken to be independent.
+    pub degradation_error: f64,
     /// Mean of the Kullback-Leibler divergence of the model's distributions from the reference's, nats.
     pub kl_mean: f64,
+    /// Its standard error, nats, predictions taken to be independent.
+    pub kl_error: f64,
     /// Its quantiles: (share, nats).
     pub kl_quantiles: Vec<(f64, f64)>,
     /// Share of predictions in which both have the same likeliest token.
@@ -76,6 +80,8 @@ pub fn compare(
 struct Sums {
     reference_nll: f64,
     model_nll: f64,
+    /// Sum of the squares of the differences of both, for their spread.
+    squared_difference: f64,
     same: usize,
     divergences: Vec<f64>,
 }
@@ -85,8 +91,10 @@ impl Sums {
     fn add(&mut self, reference: &[f32], model: &[f32], next: usize) -> bool {
         let (p, q) = (log_sum_exp(reference), log_sum_exp(model));
         let divergence = divergence(reference, p, model, q);
-        self.reference_nll += p - f64::from(reference[next]);
-        self.model_nll += q - f64::from(model[next]);
+        let (reference_nll, model_nll) = (p - f64::from(reference[next]), q - f64::from(model[next]));
+        self.reference_nll += reference_nll;
+        self.model_nll += model_nll;
+        self.squared_difference += (model_nll - reference_nll).powi(2);
         self.same += usize::from(likeliest(reference) == likeliest(model));
         self.divergences.push(divergence.max(0.0));
         p.is_finite() && q.is_finite() && divergence.is_finite()
@@ -101,15 +109,27 @@ impl Sums {
         let (reference, model) = (perplexity(self.reference_nll), perplexity(self.model_nll));
         self.divergences.sort_by(f64::total_cmp);
         let quantile = |share: f64| (share, self.divergences[((tokens - 1) as f64 * share).round() as usize]);
+        let ratio = model.ppl / reference.ppl;
+        let kl_mean = self.divergences.iter().sum::<f64>() / tokens as f64;
+        let kl_squares = self.divergences.iter().map(|nats| nats * nats).sum();
         Comparison {
-            degradation: model.ppl / reference.ppl - 1.0,
-            kl_mean: self.divergences.iter().sum::<f64>() / tokens as f64,
+            degradation: ratio - 1.0,
+            degradation_error: ratio
+                * standard_error(model.mean_nll - reference.mean_nll, self.squared_difference, tokens),
+            kl_mean,
+            kl_error: standard_error(kl_mean, kl_squares, tokens),
             kl_quantiles: [0.5, 0.9, 0.99, 1.0].map(quantile).to_vec(),
             top1_agreement: self.same as f64 / tokens as f64,
             reference,
             model,
         }
     }
+}
+
+/// The standard error of the mean of `count` numbers, from the sum of their squares.
+fn standard_error(mean: f64, squares: f64, count: usize) -> f64 {
+    let variance = (squares / count as f64 - mean * mean).max(0.0);
+    (variance / count.saturating_sub(1).max(1) as f64).sqrt()
 }
 
 /// The Kullback-Leibler divergence of the softmax of `model` from that of `reference`, whose logarithms of sums are `q`
@@ -158,6 +178,10 @@ mod tests {
         assert!((comparison.reference.mean_nll - (2f64.ln() + 4f64.ln()) / 2.0).abs() < 1e-6);
         assert!((comparison.model.mean_nll - 4f64.ln()).abs() < 1e-6);
         assert_eq!((comparison.top1_agreement, comparison.model.tokens), (0.5, 2));
+        // Two numbers, a and 0: the mean is a / 2, and so is its standard error.
+        assert!((comparison.kl_error - divergence / 2.0).abs() < 1e-6);
+        let ratio = comparison.degradation + 1.0;
+        assert!((comparison.degradation_error - ratio * 2f64.ln() / 2.0).abs() < 1e-6, "{comparison:?}");
         assert!(!Sums::default().add(&[f32::NAN, 0.0], &[0.0, 0.0], 0));
     }
 }

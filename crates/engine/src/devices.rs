@@ -1,12 +1,12 @@
 //! The devices there are. A new device is one crate and one line of `Devices::add`.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use cpu::{Cpu, CpuInfo, CpuOptions};
 use graph::{Device, Part, Rates, reference::Reference};
 use vulkan::{Vulkan, VulkanError, VulkanOptions};
 
-use crate::{EngineError, self_check::Refusing};
+use crate::{EngineError, self_check::Refusing, tune};
 
 /// How devices are set up.
 #[derive(Clone, Debug, Default)]
@@ -17,6 +17,9 @@ pub struct DeviceOptions {
     pub isa: Option<String>,
     /// Whether the kernels of Vulkan devices are timed.
     pub profile: bool,
+    /// How long a submit to a Vulkan device may last by estimate: [`VulkanOptions::submit_bound`]. `None` takes what the
+    /// environment says, else the rule.
+    pub submit_bound: Option<Duration>,
 }
 
 /// A set of open devices, in order of preference.
@@ -27,6 +30,8 @@ pub struct Devices {
     /// How the Vulkan device was opened.
     vulkan_options: VulkanOptions,
     options: DeviceOptions,
+    /// What is to be told of them.
+    notices: Vec<String>,
 }
 
 impl Devices {
@@ -42,6 +47,7 @@ impl Devices {
             vulkan: None,
             vulkan_options: VulkanOptions::default(),
             options: options.clone(),
+            notices: Vec::new(),
         };
         for name in names.split(',').map(str::trim) {
             devices.add(name, options)?;
@@ -77,8 +83,9 @@ impl Devices {
                 if self.vulkan.is_some() {
                     return Err(fail("there is room for one Vulkan device".to_owned()));
                 }
-                self.vulkan_options = vulkan_options(index, options);
+                self.vulkan_options = vulkan_options(index, options).map_err(fail)?;
                 let vulkan = Vulkan::open(self.vulkan_options.clone()).map_err(|error| fail(error.to_string()))?;
+                self.notices.extend(tune::apply(&vulkan));
                 let vulkan = Arc::new(vulkan);
                 self.vulkan = Some(vulkan.clone());
                 self.all.push(vulkan);
@@ -115,7 +122,10 @@ impl Devices {
         let Some(old) = self.vulkan.take() else { return Ok(()) };
         let fail = |error: VulkanError| EngineError::Device { name: old.name().to_owned(), reason: error.to_string() };
         self.vulkan_options.without.extend(without.map(str::to_owned));
-        let vulkan = Arc::new(Vulkan::open(self.vulkan_options.clone()).map_err(fail)?);
+        let vulkan = Vulkan::open(self.vulkan_options.clone()).map_err(fail)?;
+        // Of other capabilities what was chosen says nothing, which is no news: they are left unused aloud.
+        let _ = tune::apply(&vulkan);
+        let vulkan = Arc::new(vulkan);
         for device in self.all.iter_mut().filter(|device| device.name() == old.name()) {
             *device = vulkan.clone();
         }
@@ -136,6 +146,11 @@ impl Devices {
         for device in self.all.iter_mut().filter(|device| device.name() == vulkan.name()) {
             *device = Arc::new(Refusing { inner: device.clone(), units: units.clone(), reason: reason.clone() });
         }
+    }
+
+    /// What is to be told of them.
+    pub(crate) fn notices(&self) -> &[String] {
+        &self.notices
     }
 
     /// The devices, in order of preference.
@@ -169,7 +184,7 @@ impl Devices {
     pub fn measure_all(&self, names: &[&str]) {
         let is_named = |device: &dyn Device| names.contains(&device.name());
         if let Some(vulkan) = self.vulkan.as_deref().filter(|device| is_named(*device)) {
-            measure(vulkan);
+            measure_with(vulkan, Vulkan::measure_kernels);
         }
         if let Some(cpu) = self.cpu.as_deref().filter(|device| is_named(*device)) {
             cpu.measure();
@@ -187,10 +202,12 @@ impl Devices {
 
 /// A processor that plays a device has no roof of its own: shares of what was measured would mean nothing.
 fn measure(vulkan: &Vulkan) -> Option<Rates> {
-    if vulkan.capabilities().kind == vulkan::Kind::Software {
-        return None;
-    }
-    vulkan.measure().ok()
+    measure_with(vulkan, Vulkan::measure)
+}
+
+fn measure_with(vulkan: &Vulkan, how: impl Fn(&Vulkan) -> Result<Rates, VulkanError>) -> Option<Rates> {
+    let is_software = vulkan.capabilities().kind == vulkan::Kind::Software;
+    if is_software { None } else { how(vulkan).ok() }
 }
 
 /// A GPU of this machine that `device` does not name, in a line that says how to ask for it.
@@ -207,16 +224,27 @@ pub fn unused_gpu(device: &str) -> Option<String> {
 }
 
 /// `UNICORN_VULKAN_WITHOUT` names capabilities to leave unused, separated by commas, so that what other devices run can
-/// be tried; `UNICORN_VULKAN_VALIDATION` turns the validation layer on.
-fn vulkan_options(index: Option<usize>, options: &DeviceOptions) -> VulkanOptions {
+/// be tried; `UNICORN_VULKAN_SUBMIT_MS` is how many milliseconds a submit may last by estimate, 0 for any number;
+/// `UNICORN_VULKAN_VALIDATION` turns the validation layer on.
+fn vulkan_options(index: Option<usize>, options: &DeviceOptions) -> Result<VulkanOptions, String> {
     let without = std::env::var("UNICORN_VULKAN_WITHOUT").unwrap_or_default();
-    VulkanOptions {
+    let submit_ms = std::env::var("UNICORN_VULKAN_SUBMIT_MS").unwrap_or_default();
+    let submit_bound = match submit_ms.trim() {
+        "" => None,
+        text => {
+            let seconds = text.parse::<f64>().ok().map(|ms| ms / 1e3);
+            let bound = seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+            Some(bound.ok_or_else(|| format!("UNICORN_VULKAN_SUBMIT_MS is {text:?}: expected milliseconds, or 0"))?)
+        }
+    };
+    Ok(VulkanOptions {
         index,
         without: without.split(',').map(str::trim).filter(|name| !name.is_empty()).map(str::to_owned).collect(),
         validation: std::env::var_os("UNICORN_VULKAN_VALIDATION").is_some(),
         cache: cache_folder(),
         profile: options.profile,
-    }
+        submit_bound: options.submit_bound.or(submit_bound),
+    })
 }
 
 /// Where pipelines are cached: beside the models.
@@ -284,10 +312,13 @@ fn vulkan_report(index: usize, listed: vulkan::Listed) -> VulkanReport {
         read_bytes_per_s: None,
         error: None,
     };
-    let opened = listed.capabilities.and_then(|_| Vulkan::open(vulkan_options(Some(index), &DeviceOptions::default())));
+    let opened = listed.capabilities.map_err(|error| error.to_string()).and_then(|_| {
+        let options = vulkan_options(Some(index), &DeviceOptions::default())?;
+        Vulkan::open(options).map_err(|error| error.to_string())
+    });
     let vulkan = match opened {
         Ok(vulkan) => vulkan,
-        Err(error) => return VulkanReport { error: Some(error.to_string()), ..report },
+        Err(error) => return VulkanReport { error: Some(error), ..report },
     };
     let (own, memory) = (vulkan.capabilities(), vulkan.memory());
     report.product = own.name.clone();

@@ -49,6 +49,7 @@ mod service;
 mod source;
 mod stop;
 mod tools;
+mod tune;
 mod vocabulary;
 
 pub use bench::{BenchOptions, BenchProgress, BenchReport, BenchResult, BenchTest, Phase, Roofs, median};
@@ -71,4 +72,5 @@ pub use service::{Service, ServiceOptions, Sink, SubmitError, Ticket};
 pub use source::{ModelFile, TensorGroup};
 pub use text::{Chat, ChatTemplate, Detokenizer, TextError, Tokenizer};
 pub use tools::{Delta, MAX_NAME_BYTES, MAX_TOOLS, Parser, Tool, ToolChoice, ToolFormat, ToolGrammar};
+pub use tune::{TuneReport, TunedKernel, forget as forget_tuning};
 pub use vulkan::KernelTime;

@@ -3,6 +3,7 @@
 use std::{
     ops::Deref,
     sync::{Arc, Mutex, OnceLock},
+    time::Duration,
 };
 
 use graph::{Arithmetic, CONTEXT_ENOUGH, DeviceError, Graph, KvType, Part, Plan, PlanOptions};
@@ -48,6 +49,9 @@ pub struct LoadOptions {
     pub gpu_memory: Option<u64>,
     /// Whether the kernels of Vulkan devices are timed: see [`Engine::kernel_times`].
     pub profile: bool,
+    /// How long a submit to a Vulkan device may last by estimate; `None` takes what the environment says
+    /// (`UNICORN_VULKAN_SUBMIT_MS`), else the rule of [`vulkan::VulkanOptions::submit_bound`].
+    pub submit_bound: Option<Duration>,
     /// Parts that must run on a named device.
     pub pins: Vec<(Part, String)>,
     /// Whether anything that is not on the device it was asked for on is an error.
@@ -73,6 +77,7 @@ impl Default for LoadOptions {
             cpu_memory: None,
             gpu_memory: None,
             profile: false,
+            submit_bound: None,
             pins: Vec::new(),
             strict: false,
             inputs: false,
@@ -81,6 +86,12 @@ impl Default for LoadOptions {
 }
 
 impl LoadOptions {
+    /// How its devices are set up.
+    pub(crate) fn devices(&self) -> DeviceOptions {
+        let (threads, isa) = (self.threads, self.isa.clone());
+        DeviceOptions { threads, isa, profile: self.profile, submit_bound: self.submit_bound }
+    }
+
     /// Outputs of a step: one of each sequence and a whole draft, at least.
     fn step_outputs(&self) -> usize {
         match self.speculation {
@@ -154,7 +165,7 @@ pub struct Engine {
     pub(crate) model: Arc<Model>,
     pub(crate) scheduler: Scheduler,
     /// Shared with what opens them anew.
-    devices: Arc<Mutex<Devices>>,
+    pub(crate) devices: Arc<Mutex<Devices>>,
     cpu: Option<Arc<cpu::Cpu>>,
 }
 
@@ -175,7 +186,7 @@ struct Planned {
     plan: Plan,
 }
 
-fn build(file: &ModelFile, inputs: bool) -> Result<models::Model, EngineError> {
+pub(crate) fn build(file: &ModelFile, inputs: bool) -> Result<models::Model, EngineError> {
     models::build(file.source(), models::BuildOptions { inputs, ..models::BuildOptions::default() }).map_err(|source| {
         match source {
             // Errors of the file itself name it already.
@@ -200,9 +211,9 @@ fn cpu_budget(cpu: &dyn graph::Device, file: &ModelFile, options: &LoadOptions) 
 /// Opens the devices and plans; where `checks`, a Vulkan device is checked before.
 fn plan(file: &ModelFile, options: &LoadOptions, checks: bool) -> Result<Planned, EngineError> {
     let model = build(file, options.inputs)?;
-    let device_options = DeviceOptions { threads: options.threads, isa: options.isa.clone(), profile: options.profile };
-    let mut devices = Devices::open(&options.device, &device_options)?;
+    let mut devices = Devices::open(&options.device, &options.devices())?;
     let mut info = ModelInfo::new(file, &model);
+    info.notices.extend(devices.notices().iter().cloned());
     if checks {
         let found = self_check::check(&mut devices, &model.graph, options.arithmetic, options.kv)?;
         if let Some(excluded) = found.excluded.first().filter(|_| options.strict) {

@@ -18,7 +18,7 @@ const SUSPECTS: [&str; 3] = ["matrix-fragments", "cooperative-matrix", "integer-
 
 /// What is known of a device's kernels, as the file holds it.
 #[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
-struct Known {
+pub(crate) struct Known {
     /// Device, driver, kernels and the capabilities in use.
     kernels: String,
     /// By case, why it is not to be trusted; nothing where it is.
@@ -40,18 +40,35 @@ impl Known {
         }
     }
 
-    /// Writes it beside its place and moves it there. That it cannot be written costs time at the next start.
-    fn write(&self, path: &Path) {
-        let beside = path.with_extension(format!("{}.tmp", std::process::id()));
-        let written = path
-            .parent()
-            .map_or(Ok(()), std::fs::create_dir_all)
-            .and_then(|()| std::fs::write(&beside, serde_json::to_vec(self).unwrap_or_default()))
-            .and_then(|()| std::fs::rename(&beside, path));
-        if written.is_err() {
-            let _ = std::fs::remove_file(&beside);
+    /// What is known of a device's kernels as they are now.
+    pub(crate) fn of(vulkan: &Vulkan, notices: &mut Vec<String>) -> Known {
+        Known::read(vulkan.cache_file("checks").as_deref(), &vulkan.kernels_id(), notices)
+    }
+
+    /// Keeps it for the device. That it cannot be written costs time at the next start.
+    pub(crate) fn keep(&self, vulkan: &Vulkan) {
+        if let Some(path) = vulkan.cache_file("checks") {
+            self.write(&path);
         }
     }
+
+    fn write(&self, path: &Path) {
+        let _ = replace(path, &serde_json::to_vec(self).unwrap_or_default());
+    }
+}
+
+/// Writes a file beside its place and moves it there.
+pub(crate) fn replace(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+    let beside = path.with_extension(format!("{}.tmp", std::process::id()));
+    let written = path
+        .parent()
+        .map_or(Ok(()), std::fs::create_dir_all)
+        .and_then(|()| std::fs::write(&beside, bytes))
+        .and_then(|()| std::fs::rename(&beside, path));
+    if written.is_err() {
+        let _ = std::fs::remove_file(&beside);
+    }
+    written
 }
 
 /// What came of a check.
@@ -82,13 +99,10 @@ pub(crate) fn check(
     let mut suspects = SUSPECTS.into_iter();
     loop {
         let vulkan = devices.vulkan().expect("looked for above");
-        let path = vulkan.cache_file("checks");
-        let mut known = Known::read(path.as_deref(), &vulkan.kernels_id(), &mut found.notices);
+        let mut known = Known::of(vulkan, &mut found.notices);
         let name = vulkan.name().to_owned();
         let failed = check_cases(&cases, vulkan, &*oracle, (arithmetic, kv), &mut known)?;
-        if let Some(path) = path {
-            known.write(&path);
-        }
+        known.keep(vulkan);
         let Some((case, reason)) = failed.first() else { return Ok(found) };
         let what = format!("{name}: kernels of {} differ from the CPU's ({reason})", case.name);
         let suspect = suspects.find(|suspect| vulkan.uses(suspect));
@@ -118,7 +132,7 @@ fn is_wanted(vulkan: &Vulkan) -> bool {
 }
 
 /// The cases that a device is not to be trusted with, and why. Those that are not known are checked, and known then.
-fn check_cases<'a>(
+pub(crate) fn check_cases<'a>(
     cases: &'a [Case],
     device: &dyn Device,
     oracle: &dyn Device,

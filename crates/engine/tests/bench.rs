@@ -81,7 +81,7 @@ fn bytes_and_operations_are_those_of_the_config() {
         assert!((result.ops_per_token / want - 1.0).abs() < 1e-9, "{result:?}, not {want}");
     }
     let weights: u64 = engine.plan().bytes.iter().map(|device| device.read_per_token).sum();
-    let kv = layers * 2.0 * kv_heads * dim * KvType::F16.bytes() as f64 * 34.5;
+    let kv = layers * 2.0 * kv_heads * KvType::F16.head_bytes(dim as usize) as f64 * 34.5;
     for (result, batch) in report.results[1..].iter().zip([1.0, 2.0]) {
         assert!((result.bytes_per_token - weights as f64 / batch - kv).abs() < 1e-6, "{result:?}");
     }

@@ -19,8 +19,8 @@ use crate::{
 
 /// Entries of the tables that inputs are looked up in.
 const VOCAB: usize = 64;
-/// Rows of a head, at most: more of them are more of the same.
-const HEAD_ROWS: usize = 16384;
+/// Rows of a head in a case, at most: more of them are more of the same.
+pub const HEAD_ROWS: usize = 16384;
 /// Sequences, and tokens that each may have.
 const SEQUENCES: usize = 16;
 const CONTEXT: usize = 160;
@@ -298,28 +298,99 @@ impl Case {
         if graph.node_ids().any(|node| device.supports(&graph, node).is_err()) {
             return Ok(());
         }
-        let mut tested = compile(device, &graph, arithmetic, kv)?;
-        let mut trusted = compile(oracle, &graph, Arithmetic::F32, KvType::F32)?;
+        // The attention of a device that cannot hold such a cache goes elsewhere, the rest of the layer does not.
+        let kv = if device.holds(kv).is_ok() { kv } else { KvType::F16 };
+        let mut tested = compile(device, &graph, arithmetic, kv, PROMPT)?;
+        let mut trusted = compile(oracle, &graph, Arithmetic::F32, KvType::F32, PROMPT)?;
         let mut lengths = [0; SEQUENCES];
         for spans in steps() {
             let past = lengths[spans[0].0];
             let rows = spans.iter().map(|(_, tokens)| tokens).sum();
-            let differs = |error: f32| match error.is_nan() || error > bound(arithmetic) {
-                true => Err(CheckError::Differs { rows, past, error }),
-                false => Ok(()),
-            };
             let want = run(&mut trusted, &spans, &lengths, 0)?.to_vec();
             let got = run(&mut tested, &spans, &lengths, 0)?.to_vec();
-            differs(error(&got, &want))?;
+            compare(&got, &want, arithmetic, (rows, past))?;
             // Once more for the largest of each row: the step writes to the cache what it wrote before.
             let top = run(&mut tested, &spans, &lengths, 1)?;
             let places: Vec<usize> = got.chunks_exact(got.len() / rows).enumerate().map(largest).collect();
             let largest_of = |rows: &[f32]| places.iter().map(|place| rows[*place]).collect::<Vec<_>>();
-            differs(error(&largest_of(top), &largest_of(&got)))?;
+            compare(&largest_of(top), &largest_of(&got), arithmetic, (rows, past))?;
             spans.iter().for_each(|(sequence, tokens)| lengths[*sequence] += tokens);
         }
         Ok(())
     }
+}
+
+/// A case on one device, for steps that are to be timed, with what several ways of computing them are compared by.
+pub struct Trial {
+    execution: Execution,
+    arithmetic: Arithmetic,
+}
+
+impl Case {
+    /// Types, rows and columns of its matrices, in the order of the products that read them.
+    pub fn matrices(&self) -> Vec<(DType, usize, usize)> {
+        let matrix = |node: &Node| match node.op {
+            Op::Linear { weight, .. } => Some(self.weights[weight.index()]),
+            _ => None,
+        };
+        self.nodes.iter().filter_map(matrix).collect()
+    }
+
+    /// The case compiled for a device, with room for prompts of `prompt` tokens; `None` where the device does not support
+    /// all of it.
+    ///
+    /// # Errors
+    /// Where the device fails.
+    pub fn trial(
+        &self,
+        device: &dyn Device,
+        arithmetic: Arithmetic,
+        kv: KvType,
+        prompt: usize,
+    ) -> Result<Option<Trial>, DeviceError> {
+        let graph = Arc::new(self.graph());
+        if graph.node_ids().any(|node| device.supports(&graph, node).is_err()) {
+            return Ok(None);
+        }
+        let execution = compile(device, &graph, arithmetic, kv, prompt.max(SEQUENCES))?;
+        Ok(Some(Trial { execution, arithmetic }))
+    }
+}
+
+impl Trial {
+    /// The logits of a step that decodes a token of each of so many sequences, 16 at most.
+    ///
+    /// # Errors
+    /// Where the device fails.
+    pub fn decode(&mut self, sequences: usize) -> Result<&[f32], DeviceError> {
+        let spans: Vec<(usize, usize)> = (0..sequences.min(SEQUENCES)).map(|sequence| (sequence, 1)).collect();
+        run(&mut self.execution, &spans, &[0; SEQUENCES], 0)
+    }
+
+    /// The logits of a prompt of so many tokens, no more than there is room for.
+    ///
+    /// # Errors
+    /// Where the device fails.
+    pub fn prompt(&mut self, tokens: usize) -> Result<&[f32], DeviceError> {
+        let tokens = tokens.min(self.execution.plan().limits.tokens);
+        run(&mut self.execution, &[(0, tokens)], &[0; SEQUENCES], 0)
+    }
+
+    /// Compares logits of the same step, computed in two ways.
+    ///
+    /// # Errors
+    /// Where they differ by more than a check allows.
+    pub fn compare(&self, got: &[f32], want: &[f32], rows: usize) -> Result<(), CheckError> {
+        compare(got, want, self.arithmetic, (rows, 0))
+    }
+}
+
+fn compare(got: &[f32], want: &[f32], arithmetic: Arithmetic, (rows, past): (usize, usize)) -> Result<(), CheckError> {
+    let error = error(got, want);
+    if error.is_nan() || error > bound(arithmetic) {
+        return Err(CheckError::Differs { rows, past, error });
+    }
+    Ok(())
 }
 
 /// Two layers, with activations and weights rounded: far below what a wrong kernel is off by.
@@ -342,13 +413,15 @@ fn compile(
     graph: &Arc<Graph>,
     arithmetic: Arithmetic,
     kv: KvType,
+    prompt: usize,
 ) -> Result<Execution, DeviceError> {
+    let context = CONTEXT.max(prompt);
     let options = PlanOptions {
-        context: Some(CONTEXT),
-        model_context: CONTEXT,
+        context: Some(context),
+        model_context: context,
         sequences: SEQUENCES,
-        step_tokens: PROMPT,
-        step_outputs: PROMPT,
+        step_tokens: prompt,
+        step_outputs: prompt,
         kv,
         arithmetic,
         budgets: vec![Some(u64::MAX)],
@@ -373,7 +446,7 @@ fn run<'a>(
     top: usize,
 ) -> Result<&'a [f32], DeviceError> {
     let blocks = execution.plan().kv.blocks.clone();
-    let whole = CONTEXT.div_ceil(KV_BLOCK_TOKENS);
+    let whole = execution.plan().limits.context.div_ceil(KV_BLOCK_TOKENS);
     // Each sequence has a share of the blocks, and uses it in an order that is not the identity.
     let table = |count: &usize, sequence: usize| -> Vec<u32> {
         let own = count / SEQUENCES;

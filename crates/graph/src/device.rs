@@ -29,6 +29,14 @@ pub trait Device: Send + Sync {
     /// The reason why not, for the plan.
     fn supports(&self, graph: &Graph, node: NodeId) -> Result<(), String>;
 
+    /// Whether its caches can hold elements of a type.
+    ///
+    /// # Errors
+    /// The reason why not, for the plan.
+    fn holds(&self, _kv: KvType) -> Result<(), String> {
+        Ok(())
+    }
+
     /// The phase in which each node of a stage runs, counted from 0: nodes of one phase run at the same time, so none
     /// may overwrite what another reads. One node a phase unless the device says otherwise.
     fn phases(&self, _graph: &Graph, nodes: Range<usize>) -> Vec<usize> {
@@ -63,6 +71,9 @@ impl<D: Device + ?Sized> Device for &D {
     }
     fn supports(&self, graph: &Graph, node: NodeId) -> Result<(), String> {
         (**self).supports(graph, node)
+    }
+    fn holds(&self, kv: KvType) -> Result<(), String> {
+        (**self).holds(kv)
     }
     fn phases(&self, graph: &Graph, nodes: Range<usize>) -> Vec<usize> {
         (**self).phases(graph, nodes)
@@ -141,13 +152,19 @@ pub struct Memory {
 }
 
 /// Measured rates of a device.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Rates {
     /// Reading from memory, bytes a second.
     pub read_bytes_per_s: f64,
     /// Products of 8-bit integers and their sums, each counted as an operation, a second: the roof of products with
     /// quantised weights. `None` where the kernels have no instruction for them.
     pub int8_ops_per_s: Option<f64>,
+    /// What a product of its own kernels reaches with many rows, a multiply-add counted as two, a second. `None` where it
+    /// was not measured.
+    pub product_ops_per_s: Option<f64>,
+    /// Copying from its memory to the processor's, bytes a second. `None` where it computes in the processor's, or where
+    /// it was not measured.
+    pub transfer_bytes_per_s: Option<f64>,
 }
 
 /// How products are computed.
@@ -171,14 +188,20 @@ pub enum KvType {
     F16,
     /// Single precision, for comparisons.
     F32,
+    /// Integers of 8 bits with a half-precision scale for every [`KvType::GROUP`] elements of a head.
+    Q8,
 }
 
 impl KvType {
-    /// Bytes an element.
-    pub fn bytes(self) -> usize {
+    /// Elements of a head that share a scale; the last ones of a head may be fewer.
+    pub const GROUP: usize = 32;
+
+    /// Bytes of one head of one token's keys, or of its values.
+    pub fn head_bytes(self, head_dim: usize) -> usize {
         match self {
-            KvType::F16 => 2,
-            KvType::F32 => 4,
+            KvType::F16 => 2 * head_dim,
+            KvType::F32 => 4 * head_dim,
+            KvType::Q8 => head_dim + 2 * head_dim.div_ceil(KvType::GROUP),
         }
     }
 }

@@ -118,7 +118,7 @@ pub struct Cache {
 impl Cache {
     /// Bytes that the keys and values of one token take.
     pub fn token_bytes(&self, dtype: crate::KvType) -> u64 {
-        (self.kv_heads * self.head_dim * 2 * dtype.bytes()) as u64
+        (self.kv_heads * 2 * dtype.head_bytes(self.head_dim)) as u64
     }
 }
 

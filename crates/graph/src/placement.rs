@@ -137,7 +137,11 @@ impl<'a> Placer<'a> {
             return Some(reason);
         }
         let op = &self.graph.node(node).op;
-        let home = homes[op.cache()?.index()].filter(|home| *home != device)?;
+        let cache = op.cache()?;
+        if let Err(reason) = self.devices[device].holds(self.options.kv) {
+            return Some(reason);
+        }
+        let home = homes[cache.index()].filter(|home| *home != device)?;
         Some(format!("{} needs the KV cache, which lies on {}", op.name(), self.devices[home].name()))
     }
 

@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use crate::{
     arena::Arena,
     device::{Arithmetic, Device, DeviceError, KvPlan, KvType, Limits, Memory, Program, Rates, Share, Stage},
+    estimate::Work,
     execution::Execution,
     graph::{Graph, Part, ValueId},
     placement::{Placed, Placer},
@@ -117,6 +118,9 @@ pub struct DeviceBytes {
     pub budget: u64,
     /// Weight bytes a token reads in decoding.
     pub read_per_token: u64,
+    /// What it computes beside.
+    #[serde(skip)]
+    pub work: Work,
     /// Its measured rates, where known.
     #[serde(skip)]
     pub rates: Option<Rates>,
@@ -492,6 +496,7 @@ impl<'a> Planner<'a> {
             activations,
             budget: self.budgets[device],
             read_per_token,
+            work: Work::of(self.graph, share.kv.dtype, |node| placement[node] == device),
             rates: self.devices[device].rates(),
         }
     }

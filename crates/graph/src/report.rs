@@ -3,6 +3,7 @@
 use std::fmt;
 
 use crate::{
+    estimate::Estimate,
     graph::{Graph, Part},
     plan::{Plan, Transfer},
 };
@@ -94,18 +95,6 @@ impl fmt::Display for Plan {
         }
         writeln!(f)?;
         writeln!(f, "{}", self.context_line())?;
-        for device in self.bytes.iter().filter(|device| device.read_per_token > 0) {
-            if let Some(rates) = device.rates {
-                writeln!(
-                    f,
-                    "estimate: {} reads {} a token; at {:.1} GB/s measured, decoding one sequence cannot exceed {:.1} tok/s",
-                    device.device,
-                    bytes_text(device.read_per_token),
-                    rates.read_bytes_per_s / 1e9,
-                    rates.read_bytes_per_s / device.read_per_token as f64
-                )?;
-            }
-        }
         for fallback in &self.fallbacks {
             writeln!(f, "fallback: {fallback}")?;
         }
@@ -181,6 +170,7 @@ impl Plan {
                 })
                 .collect(),
             fallbacks: &self.fallbacks,
+            estimate: self.estimate(),
         }
     }
 }
@@ -199,6 +189,7 @@ pub struct PlanJson<'a> {
     placement: Vec<PlacementJson<'a>>,
     transfers: Vec<TransferJson<'a>>,
     fallbacks: &'a [String],
+    estimate: Estimate,
 }
 
 #[derive(Debug, serde::Serialize)]

@@ -6,9 +6,12 @@
 //! ```
 //!
 //! ROWS are tokens a step: 1 or 16 is decoding of as many sequences, p512 is a prompt of 512 tokens. Set
-//! `UNICORN_VULKAN_WITHOUT` to leave capabilities unused.
+//! `UNICORN_VULKAN_WITHOUT` to leave capabilities unused, and `UNICORN_VULKAN_SUBMIT_MS` to bound submits.
 
-use std::{sync::Arc, time::Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use graph::{
     Activation, Device, Execution, Graph, GraphBuilder, KV_BLOCK_TOKENS, PlanOptions, RopePairs, RopeScaling,
@@ -191,7 +194,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 
     let without = std::env::var("UNICORN_VULKAN_WITHOUT").unwrap_or_default();
     let without = without.split(',').filter(|name| !name.is_empty()).map(str::to_owned).collect();
-    let vulkan = Vulkan::open(VulkanOptions { index: device, without, profile, ..VulkanOptions::default() })?;
+    let submit_ms = std::env::var("UNICORN_VULKAN_SUBMIT_MS").ok().map(|text| text.parse()).transpose()?;
+    let submit_bound = submit_ms.map(Duration::from_millis);
+    let vulkan =
+        Vulkan::open(VulkanOptions { index: device, without, profile, submit_bound, ..VulkanOptions::default() })?;
     let roof = vulkan.measure()?.read_bytes_per_s;
     println!("{:?}\nreads {:.0} GB/s", vulkan.capabilities(), roof / 1e9);
     let graph = Arc::new(graph(shape, dtype, layers));
@@ -230,11 +236,12 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             run(&mut execution, rows, prompt, past, blocks, top);
         }
         vulkan.profile();
+        let submits = vulkan.submits();
         let mut times: Vec<f64> = (0..20).map(|_| run(&mut execution, rows, prompt, past, blocks, top)).collect();
         times.sort_by(f64::total_cmp);
         let (median, least, most) = (times[times.len() / 2], times[0], times[times.len() - 1]);
         println!(
-            "{}{rows} rows: {:.3} ms ({:.3} to {:.3}), {:.0} tok/s, {:.0} GB/s of weights, {:.1} % of the roof",
+            "{}{rows} rows: {:.3} ms ({:.3} to {:.3}), {:.0} tok/s, {:.0} GB/s of weights, {:.1} % of the roof, {:.1} submits",
             if prompt { "prompt of " } else { "" },
             median * 1e3,
             least * 1e3,
@@ -242,6 +249,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             rows as f64 / median,
             bytes / median / 1e9,
             100.0 * bytes / median / roof,
+            (vulkan.submits() - submits) as f64 / times.len() as f64,
         );
         let kernels = vulkan.profile();
         if profile {

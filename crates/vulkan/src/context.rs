@@ -2,8 +2,12 @@
 
 use std::{
     collections::HashMap,
+    ops::Range,
     path::PathBuf,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicU64},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -13,7 +17,9 @@ use crate::{
     capabilities::Capabilities,
     error::VulkanError,
     instance::Instance,
+    pace::Pace,
     pipeline::{Pipeline, PipelineKey},
+    tuning::Tuning,
 };
 
 /// How long a sleep lasts at most.
@@ -38,6 +44,12 @@ pub(crate) struct Context {
     pub(crate) pipelines: Mutex<HashMap<PipelineKey, Arc<Pipeline>>>,
     /// Bytes of memory that buffers hold.
     pub(crate) allocated: AtomicU64,
+    /// How long kernels take, and submits may.
+    pub(crate) pace: Pace,
+    /// Which variants of kernels were chosen.
+    pub(crate) tuning: Tuning,
+    /// The submit from which on the device counts as lost, in tests.
+    lost_from: AtomicU64,
     queue: Mutex<Queue>,
     timeline: vk::Semaphore,
     /// Kept last, since the device belongs to it.
@@ -57,6 +69,7 @@ impl Context {
         physical: vk::PhysicalDevice,
         capabilities: Capabilities,
         cache: Option<PathBuf>,
+        submit_bound: Option<Duration>,
     ) -> Result<Context, VulkanError> {
         let queue_family = queue_family(&instance.raw, physical)
             .ok_or(VulkanError::Lacks { device: capabilities.name.clone(), feature: "a queue for compute" })?;
@@ -70,6 +83,7 @@ impl Context {
         let timeline = unsafe { device.create_semaphore(&info, None) }.map_err(VulkanError::of("vkCreateSemaphore"))?;
         let cache_path = cache.map(|folder| folder.join(format!("{}.pipelines", capabilities.cache_id)));
         let cache = crate::pipeline::open_cache(&device, cache_path.as_deref())?;
+        let pace = Pace::new(capabilities.kind, submit_bound);
         Ok(Context {
             device,
             physical,
@@ -79,6 +93,9 @@ impl Context {
             cache_path,
             pipelines: Mutex::default(),
             allocated: AtomicU64::new(0),
+            pace,
+            tuning: Tuning::default(),
+            lost_from: AtomicU64::new(u64::MAX),
             queue: Mutex::new(Queue { raw, submitted: 0 }),
             timeline,
             instance,
@@ -89,9 +106,21 @@ impl Context {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Submits command buffers, one after another, and returns the number to wait for.
-    pub(crate) fn submit(&self, buffers: &[vk::CommandBuffer]) -> Result<u64, VulkanError> {
+    /// Submits so far.
+    pub(crate) fn submits(&self) -> u64 {
+        self.queue().submitted
+    }
+
+    /// As [`crate::Vulkan::lose_after`].
+    pub(crate) fn lose_after(&self, submits: u64) {
+        let last = self.submits().saturating_add(submits);
+        self.lost_from.store(last.saturating_add(1), Ordering::Relaxed);
+    }
+
+    /// Submits command buffers, one after another, and returns their numbers, of which the last is to be waited for.
+    pub(crate) fn submit(&self, buffers: &[vk::CommandBuffer]) -> Result<Range<u64>, VulkanError> {
         let mut queue = self.queue();
+        let first = queue.submitted + 1;
         for buffer in buffers {
             let number = queue.submitted + 1;
             let commands = [vk::CommandBufferSubmitInfo::default().command_buffer(*buffer)];
@@ -100,12 +129,20 @@ impl Context {
                 .value(number)
                 .stage_mask(vk::PipelineStageFlags2::ALL_COMMANDS)];
             let submit = vk::SubmitInfo2::default().command_buffer_infos(&commands).signal_semaphore_infos(&signals);
-            // SAFETY: the queue is locked, and the buffers are recorded and not pending: programs wait for each step.
-            unsafe { self.device.queue_submit2(queue.raw, &[submit], vk::Fence::null()) }
-                .map_err(VulkanError::of("vkQueueSubmit2"))?;
+            let done = if number >= self.lost_from.load(Ordering::Relaxed) {
+                Err(vk::Result::ERROR_DEVICE_LOST)
+            } else {
+                // SAFETY: the queue is locked, and the buffers are recorded and not pending: programs wait for each step.
+                unsafe { self.device.queue_submit2(queue.raw, &[submit], vk::Fence::null()) }
+            };
+            if let Err(result) = done {
+                // Those before it may be at work: whoever hears of the error is free to drop what they use.
+                let _ = self.wait(queue.submitted);
+                return Err(VulkanError::Call { call: "vkQueueSubmit2", result });
+            }
             queue.submitted = number;
         }
-        Ok(queue.submitted)
+        Ok(first..queue.submitted + 1)
     }
 
     /// Waits for a submit: polls first, then sleeps.
@@ -176,7 +213,7 @@ impl Context {
         let done = self
             .record(pool, true, commands)
             .and_then(|buffer| self.submit(&[buffer]))
-            .and_then(|number| self.wait(number));
+            .and_then(|numbers| self.wait(numbers.end - 1));
         // SAFETY: the wait is over: nothing of the pool is pending, or the device is lost.
         unsafe { self.device.destroy_command_pool(pool, None) };
         done

@@ -3,7 +3,7 @@
 use bytemuck::{Pod, Zeroable};
 use graph::Activation;
 
-use crate::{pipeline::PUSH_BYTES, shaders::Shader};
+use crate::{pipeline::PUSH_BYTES, shaders::Shader, tuning::Variant};
 
 /// A kernel ready to record: everything but the pipeline itself.
 #[derive(Clone, Debug)]
@@ -19,8 +19,11 @@ pub(crate) struct Dispatch {
     pub(crate) writes: Vec<std::ops::Range<u64>>,
     /// What it is, for profiles.
     pub(crate) label: String,
-    /// Estimated operations, by which long lists are cut into submits.
+    /// Estimated operations and bytes, by which long lists are cut into submits (`pace`).
     pub(crate) work: u64,
+    pub(crate) bytes: u64,
+    /// The kernel as tuning knows it, and the variant that was taken, where there are several.
+    pub(crate) choice: Option<(String, Variant)>,
 }
 
 impl Dispatch {
@@ -36,6 +39,8 @@ impl Dispatch {
             writes: Vec::new(),
             label: shader.name().to_owned(),
             work: 0,
+            bytes: 0,
+            choice: None,
         }
     }
 }

@@ -19,6 +19,9 @@
 //! and the join of its shares in `attend.comp`. Kernels are chosen by [`Capabilities`] and by nothing else: each capability
 //! with a fallback can be left unused, so that what one device runs can be tested on another.
 //!
+//! How products divide their work follows from rules, or from what was measured on the device (module `tuning`), and a
+//! step's commands are cut into submits of bounded length (module `pace`).
+//!
 //! The loader is found at run time. A machine without Vulkan gets an error that says so, and the program needs no
 //! library of Vulkan to start. Shaders are compiled beforehand (`cargo xtask shaders` checks that they are those of
 //! their sources).
@@ -45,6 +48,7 @@ mod kernels;
 mod list;
 mod memory;
 mod operation;
+mod pace;
 mod pack;
 mod pipeline;
 mod products;
@@ -55,25 +59,30 @@ mod record;
 mod room;
 mod shaders;
 mod top;
+mod tuning;
 mod upload;
+mod variants;
 
 use std::{
     ops::Range,
     path::PathBuf,
     sync::{Arc, OnceLock, PoisonError, atomic::Ordering},
+    time::Duration,
 };
 
 use ash::vk;
-use graph::{Arithmetic, Device, DeviceError, Graph, Memory, NodeId, Op, Program, Rates, Share, Weight};
+use graph::{Arithmetic, Device, DeviceError, Graph, KvType, Memory, NodeId, Op, Program, Rates, Share, Weight};
 
 pub use capabilities::{Capabilities, Kind, MatrixShape, OPTIONAL};
 pub use error::VulkanError;
 pub use instance::validation_complaints;
 pub use profile::KernelTime;
+pub use tuning::{Choices, NoVariant, Variant};
 
 use context::Context;
 use instance::Instance;
 use profile::Profile;
+use rates::KernelRates;
 
 /// How the device is set up.
 #[derive(Clone, Debug, Default)]
@@ -88,6 +97,9 @@ pub struct VulkanOptions {
     pub cache: Option<PathBuf>,
     /// Whether kernels are timed: see [`Vulkan::profile`].
     pub profile: bool,
+    /// How long a submit may last by estimate, before a step's commands are cut into several; zero sets no bound, `None`
+    /// takes that of the kind of device: 100 ms of an integrated one, a second of a card, none of software.
+    pub submit_bound: Option<Duration>,
 }
 
 /// What [`list`] tells of a device.
@@ -111,7 +123,8 @@ pub struct Vulkan {
     name: String,
     context: Arc<Context>,
     profile: Arc<Profile>,
-    rates: OnceLock<Rates>,
+    read_bytes_per_s: OnceLock<f64>,
+    kernel_rates: OnceLock<KernelRates>,
 }
 
 impl Vulkan {
@@ -123,14 +136,16 @@ impl Vulkan {
         let instance = Instance::load(options.validation)?;
         let (physical, capabilities) = instance.choose(options.index)?;
         let capabilities = capabilities.without(&options.without)?;
-        let mut context = Arc::new(Context::open(instance, physical, capabilities, options.cache)?);
+        let context = Context::open(instance, physical, capabilities, options.cache, options.submit_bound)?;
+        let mut context = Arc::new(context);
         let fragments = fragments::are_known(&context)?;
         Arc::get_mut(&mut context).expect("nothing else holds it yet").capabilities.matrix_fragments = fragments;
         Ok(Vulkan {
             name: options.index.map_or("vulkan".to_owned(), |index| format!("vulkan:{index}")),
             context,
             profile: Arc::new(Profile::new(options.profile)),
-            rates: OnceLock::new(),
+            read_bytes_per_s: OnceLock::new(),
+            kernel_rates: OnceLock::new(),
         })
     }
 
@@ -144,9 +159,39 @@ impl Vulkan {
         self.context.capabilities.uses(capability)
     }
 
-    /// What results depend on beside the model: device, driver, shaders, this crate's version, and the capabilities in
-    /// use.
+    /// What results depend on beside the model: [`Vulkan::build_id`], and what was chosen for it.
     pub fn kernels_id(&self) -> String {
+        let choices = self.choices();
+        if choices.is_empty() {
+            return self.build_id();
+        }
+        let text: String = choices.iter().map(|(kernel, variant)| format!("{kernel}: {variant}\n")).collect();
+        format!("{} tuned {:016x}", self.build_id(), pipeline::digest(text.as_bytes()))
+    }
+
+    /// The variants that were chosen by [`Vulkan::choose`].
+    pub fn choices(&self) -> Choices {
+        self.context.tuning.choices()
+    }
+
+    /// Takes these variants of kernels from the next step on. What is not valid for a kernel's shape is not taken.
+    pub fn choose(&self, choices: Choices) {
+        self.context.tuning.set(choices);
+    }
+
+    /// Lets every kernel that has variants take the one at this place among its own, of which the rule's is the first;
+    /// `None` ends that. [`KernelTime::choice`] says which ran.
+    pub fn try_variant(&self, place: Option<usize>) {
+        self.context.tuning.begin_trial(place);
+    }
+
+    /// The most variants that a kernel had since trials began.
+    pub fn variants(&self) -> usize {
+        self.context.tuning.most()
+    }
+
+    /// Device, driver, shaders, this crate's version, and the capabilities in use.
+    pub fn build_id(&self) -> String {
         let own = &self.context.capabilities;
         let used: Vec<&str> = OPTIONAL.into_iter().filter(|name| own.uses(name)).collect();
         let shaders = shaders::digest();
@@ -172,6 +217,16 @@ impl Vulkan {
         self.context.allocated.load(Ordering::Relaxed)
     }
 
+    /// Submits so far: each step is one at least.
+    pub fn submits(&self) -> u64 {
+        self.context.submits()
+    }
+
+    /// Makes the device count as lost after so many more submits: for tests of what comes then.
+    pub fn lose_after(&self, submits: u64) {
+        self.context.lose_after(submits);
+    }
+
     /// Whether the validation layer watches.
     pub fn is_validated(&self) -> bool {
         self.context.instance.validates()
@@ -182,11 +237,24 @@ impl Vulkan {
     /// # Errors
     /// Where memory for it cannot be had, or the device fails.
     pub fn measure(&self) -> Result<Rates, VulkanError> {
-        if let Some(rates) = self.rates.get() {
-            return Ok(*rates);
+        if self.read_bytes_per_s.get().is_none() {
+            let measured = rates::read_bandwidth(&self.context)?;
+            self.read_bytes_per_s.get_or_init(|| measured);
         }
-        let rates = Rates { read_bytes_per_s: rates::read_bandwidth(&self.context)?, int8_ops_per_s: None };
-        Ok(*self.rates.get_or_init(|| rates))
+        Ok(self.rates().expect("just measured"))
+    }
+
+    /// Measures what its kernel for products of many rows reaches and how fast its memory is read by the processor, beside
+    /// the bandwidth; each once.
+    ///
+    /// # Errors
+    /// As [`Vulkan::measure`].
+    pub fn measure_kernels(&self) -> Result<Rates, VulkanError> {
+        if self.kernel_rates.get().is_none() {
+            let measured = KernelRates::measure(&self.context)?;
+            self.kernel_rates.get_or_init(|| measured);
+        }
+        self.measure()
     }
 
     /// Times of kernels since the last call, the longest first; none where it was opened without.
@@ -216,7 +284,13 @@ impl Device for Vulkan {
     }
 
     fn rates(&self) -> Option<Rates> {
-        self.rates.get().copied()
+        let own = self.kernel_rates.get();
+        Some(Rates {
+            read_bytes_per_s: *self.read_bytes_per_s.get()?,
+            int8_ops_per_s: None,
+            product_ops_per_s: own.map(|own| own.product_ops_per_s),
+            transfer_bytes_per_s: own.map(|own| own.transfer_bytes_per_s),
+        })
     }
 
     fn supports(&self, graph: &Graph, node: NodeId) -> Result<(), String> {
@@ -229,6 +303,13 @@ impl Device for Vulkan {
                 Err(format!("rotation of heads of {head_dim}: up to 1024 are supported"))
             }
             _ => Ok(()),
+        }
+    }
+
+    fn holds(&self, kv: KvType) -> Result<(), String> {
+        match kv {
+            KvType::F16 | KvType::F32 => Ok(()),
+            KvType::Q8 => Err("a KV cache of q8 is not supported: f16 and f32 are".to_owned()),
         }
     }
 

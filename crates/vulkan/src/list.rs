@@ -9,6 +9,7 @@ use crate::{
     pack::Format,
     products::{MATRIX_SHARED_BYTES, Method},
     shaders::Shader,
+    tuning::Tuning,
 };
 
 /// The size of a step, as far as dispatches depend on it.
@@ -31,6 +32,7 @@ pub(crate) struct Bucket {
 pub(crate) struct Lister<'a> {
     pub(crate) capabilities: &'a Capabilities,
     pub(crate) arithmetic: Arithmetic,
+    pub(crate) tuning: &'a Tuning,
     pub(crate) bucket: &'a Bucket,
     pub(crate) addresses: &'a Addresses,
     pub(crate) list: Vec<Dispatch>,
@@ -171,6 +173,9 @@ impl Lister<'_> {
     pub(crate) fn push(&mut self, mut dispatch: Dispatch, reads: &[&Matrix], writes: &[&Matrix]) {
         dispatch.reads.extend(reads.iter().map(|matrix| self.range(matrix)));
         dispatch.writes.extend(writes.iter().map(|matrix| self.range(matrix)));
+        if dispatch.bytes == 0 {
+            dispatch.bytes = dispatch.reads.iter().chain(&dispatch.writes).map(|range| range.end - range.start).sum();
+        }
         if dispatch.groups.iter().all(|groups| *groups > 0) {
             self.list.push(dispatch);
         }
@@ -345,6 +350,7 @@ impl Lister<'_> {
         ];
         let mut dispatch = Dispatch::new(Shader::Attend, constants, &push, [tiles, columns, splits]);
         dispatch.work = 4 * u64::from(seen) * u64::from(at.q.width) * u64::from(self.bucket.tokens);
+        dispatch.bytes = at.seen_bytes(seen) * u64::from(tiles);
         let caches = [at.keys..at.keys + at.cache_bytes, at.values..at.values + at.cache_bytes];
         dispatch.reads.extend(caches.iter().cloned());
         dispatch.writes.extend(caches);
@@ -414,6 +420,7 @@ impl Lister<'_> {
         };
         let mut dispatch = Dispatch::new(shader, constants, &push, [tiles, columns, splits]);
         dispatch.work = 4 * u64::from(seen) * u64::from(at.q.width) * u64::from(self.bucket.tokens);
+        dispatch.bytes = at.seen_bytes(seen) * u64::from(tiles);
         dispatch.reads.extend([at.keys..at.keys + at.cache_bytes, at.values..at.values + at.cache_bytes]);
         dispatch.label = format!("{} {} {}", shader.name(), at.head_dim, at.window.map_or("whole", |_| "window"));
         if splits == 1 {

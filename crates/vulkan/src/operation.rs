@@ -100,6 +100,14 @@ pub(crate) struct AttentionAt {
     pub(crate) list: usize,
 }
 
+impl AttentionAt {
+    /// Bytes of the keys and values of so many tokens.
+    pub(crate) fn seen_bytes(&self, tokens: u32) -> u64 {
+        let element = if self.halves { 2 } else { 4 };
+        2 * element * u64::from(tokens) * u64::from(self.kv_heads) * u64::from(self.head_dim)
+    }
+}
+
 /// An operation of a stage.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Operation {

@@ -72,6 +72,17 @@ impl Format {
         self <= Format::BF16
     }
 
+    /// Bytes of a row of so many elements in each region.
+    fn row_bytes(self, cols: usize) -> Sizes {
+        let (sizes, blocks) = (self.sizes(), cols.div_ceil(32));
+        [sizes[0] * blocks, sizes[1] * blocks, sizes[2] * blocks, sizes[3] * (blocks / 8)]
+    }
+
+    /// Bytes of a matrix, as good as.
+    pub(crate) fn bytes(self, rows: u64, cols: u32) -> u64 {
+        rows * self.row_bytes(cols as usize).iter().sum::<usize>() as u64
+    }
+
     fn sizes(self) -> Sizes {
         match self {
             Format::F32 => [128, 0, 0, 0],
@@ -110,9 +121,7 @@ impl Layout {
     /// The layout of a weight.
     pub(crate) fn of(weight: &Weight, arithmetic: Arithmetic) -> Layout {
         let format = Format::of(weight.dtype, arithmetic);
-        let blocks = weight.cols.div_ceil(32);
-        let sizes = format.sizes();
-        let row_bytes = [sizes[0] * blocks, sizes[1] * blocks, sizes[2] * blocks, sizes[3] * (blocks / 8)];
+        let row_bytes = format.row_bytes(weight.cols);
         let mut starts = [0; 4];
         let mut end = 0;
         for (start, row_bytes) in starts.iter_mut().zip(row_bytes) {

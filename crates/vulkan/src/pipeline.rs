@@ -18,6 +18,8 @@ pub(crate) struct PipelineKey {
     pub(crate) shader: Shader,
     /// (constant, bits)
     pub(crate) constants: Vec<(u32, u32)>,
+    /// Whether a part of its workgroups may run alone.
+    pub(crate) divided: bool,
 }
 
 /// A pipeline with its layout.
@@ -72,7 +74,11 @@ impl Context {
                 .name(c"main")
                 .specialization_info(&constants)
                 .push_next(&mut size);
-            let info = vk::ComputePipelineCreateInfo::default().stage(stage).layout(layout);
+            let flags = match key.divided {
+                true => vk::PipelineCreateFlags::DISPATCH_BASE,
+                false => vk::PipelineCreateFlags::empty(),
+            };
+            let info = vk::ComputePipelineCreateInfo::default().flags(flags).stage(stage).layout(layout);
             let made = self.device.create_compute_pipelines(self.cache, &[info], None);
             self.device.destroy_shader_module(module, None);
             match made {
@@ -136,7 +142,7 @@ fn unseal(stored: &[u8]) -> Option<&[u8]> {
 }
 
 /// FNV-1a: against accidents, not against forgers, who could as well replace the program.
-fn digest(data: &[u8]) -> u64 {
+pub(crate) fn digest(data: &[u8]) -> u64 {
     data.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3))
 }
 

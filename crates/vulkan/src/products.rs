@@ -9,6 +9,7 @@ use crate::{
     operation::{AfterAt, LinearAt, Matrix, Operation, ProductAt},
     pack::Format,
     shaders::Shader,
+    variants::{self, Tile},
 };
 
 /// Rows of activations up to which a product unpacks the weight in registers.
@@ -302,9 +303,14 @@ impl Lister<'_> {
                 (16, cols),
             ]);
         }
-        let mut dispatch = self.product_dispatch(method, constants, &push, parts.len(), what);
         let rows: u64 = push.rows.iter().map(|rows| u64::from(*rows)).sum();
+        // Of a head a check has no more rows: what is chosen for them is what is checked.
+        let most = graph::check::HEAD_ROWS as u64;
+        let tuned_rows = if rows < most { rows.to_string() } else { format!("{most}+") };
+        let kernel = format!("{:?} {tuned_rows}x{cols}{}", parts[0].format, beside(method, parts, what, input));
+        let mut dispatch = self.product_dispatch(method, &kernel, constants, &push, parts.len(), what);
         dispatch.work = 2 * rows * u64::from(cols) * u64::from(count);
+        dispatch.bytes = parts[0].format.bytes(rows, cols) + 4 * u64::from(count) * (u64::from(cols) + rows);
         dispatch.label = format!("{} {:?} {rows}x{cols} by {count}", dispatch.label, parts[0].format);
         let mut reads: Vec<&Matrix> = residual.iter().map(|(residual, _)| residual).collect();
         if let Some(product) = input.prologue {
@@ -340,6 +346,7 @@ impl Lister<'_> {
     fn product_dispatch(
         &self,
         method: Method,
+        kernel: &str,
         mut constants: Vec<(u32, u32)>,
         push: &kernels::Product,
         parts: usize,
@@ -351,12 +358,19 @@ impl Lister<'_> {
         match method {
             Method::Gemv { integer } => {
                 let columns = [1, 2, 3, 4, 6, 8, 12, 16].into_iter().find(|n| *n >= push.count).unwrap_or(GEMV_ROWS);
-                let (rows, ahead) = self.gemv_rows(push, parts, gated, columns);
-                // Whole groups of 32 rows, where they are rounded together.
-                let to_bytes = what == epilogue::GATED_BYTES;
                 let prologue = constants.iter().any(|(id, _)| *id == 11);
-                let (rows, ahead) = if to_bytes { (32 / PROLOGUE_SUBGROUPS, 1) } else { (rows, ahead) };
-                let subgroups = if to_bytes || prologue { PROLOGUE_SUBGROUPS } else { 4 };
+                let rule = self.gemv_rule(push, parts, gated, columns);
+                let kernel = format!("gemv {kernel} by {columns}");
+                // Whole groups of 32 rows, where they are rounded together.
+                let (taken, choice) = match what == epilogue::GATED_BYTES {
+                    true => ((32 / PROLOGUE_SUBGROUPS, 1, PROLOGUE_SUBGROUPS), None),
+                    false => {
+                        let fixed = prologue.then_some(PROLOGUE_SUBGROUPS);
+                        let taken = self.rows_variant(&kernel, rule, fixed, columns * if gated { 2 } else { 1 });
+                        (taken, Some((kernel, variants::of_rows(taken))))
+                    }
+                };
+                let (rows, ahead, subgroups) = taken;
                 let invocations = subgroups * self.capabilities.subgroup;
                 let groups = if gated { push.rows[0].div_ceil(rows) } else { tiles(rows) };
                 constants.extend([
@@ -367,7 +381,8 @@ impl Lister<'_> {
                     (9, ragged),
                     (10, ahead),
                 ]);
-                Dispatch::new(Shader::Gemv, constants, push, [groups.div_ceil(subgroups), 1, 1])
+                let groups = [groups.div_ceil(subgroups), 1, 1];
+                Dispatch { choice, ..Dispatch::new(Shader::Gemv, constants, push, groups) }
             }
             Method::Gemm => {
                 constants.push((9, ragged));
@@ -375,7 +390,7 @@ impl Lister<'_> {
             }
             Method::GemmFew => self.gemm_few(constants, push, parts, gated),
             Method::GemmFragments => self.gemm_fragments(constants, push, parts, gated),
-            Method::GemmMatrix => self.gemm_matrix(constants, push, parts),
+            Method::GemmMatrix => self.gemm_matrix(&format!("gemm_matrix {kernel}"), constants, push, parts),
         }
     }
 
@@ -442,7 +457,13 @@ impl Lister<'_> {
         Dispatch::new(Shader::GemmFragments, constants, push, [groups(16 * tiles), 1, 1])
     }
 
-    fn gemm_matrix(&self, mut constants: Vec<(u32, u32)>, push: &kernels::Product, parts: usize) -> Dispatch {
+    fn gemm_matrix(
+        &self,
+        kernel: &str,
+        mut constants: Vec<(u32, u32)>,
+        push: &kernels::Product,
+        parts: usize,
+    ) -> Dispatch {
         let shape = self.capabilities.cooperative_matrix.expect("the method was chosen for it");
         let tiles = |size: u32| push.rows[..parts].iter().map(|rows| rows.div_ceil(size)).sum::<u32>();
         let groups = |m: u32, n: u32| [push.count.div_ceil(n), tiles(m), 1];
@@ -454,9 +475,10 @@ impl Lister<'_> {
         // Larger shares of a subgroup read less of shared memory, and take longer to store; there are fewer subgroups
         // then. Not by the rows of activations, so that a short prompt checks what a long one runs.
         let share = if push.cols >= 3072 || tiles(128) >= 80 { 64 } else { 32 };
-        let sizes = [(128, 128, 64, share), (128, 64, 32, 32), (64, 64, 32, 32)];
-        let fills = |(m, n, ..): &(u32, u32, u32, u32)| groups(*m, *n).iter().product::<u32>() >= enough;
-        let (m, n, warp_m, warp_n) = sizes.into_iter().find(fills).unwrap_or(sizes[2]);
+        let rule = [(128, 128, 64, share), (128, 64, 32, 32), (64, 64, 32, 32)];
+        let fills = |(m, n, ..): &Tile| groups(*m, *n).iter().product::<u32>() >= enough;
+        let chosen = self.tile_variant(kernel, rule.into_iter().find(fills), fills);
+        let (m, n, warp_m, warp_n) = chosen;
         constants.extend([
             (1, (m / warp_m) * (n / warp_n) * self.capabilities.subgroup),
             (6, m),
@@ -469,12 +491,13 @@ impl Lister<'_> {
         ]);
         let mut dispatch = Dispatch::new(Shader::GemmMatrix, constants, push, groups(m, n));
         dispatch.label = format!("{} {m}x{n}", dispatch.label);
+        dispatch.choice = Some((kernel.to_owned(), variants::of_tile(chosen)));
         dispatch
     }
 
     /// Rows of the weight a subgroup takes, and how many blocks it loads ahead: rows share the activations that are
     /// loaded, but there have to be subgroups enough to keep memory busy.
-    fn gemv_rows(&self, push: &kernels::Product, parts: usize, gated: bool, columns: u32) -> (u32, u32) {
+    fn gemv_rule(&self, push: &kernels::Product, parts: usize, gated: bool, columns: u32) -> (u32, u32) {
         let total = if gated { push.rows[0] } else { push.rows[..parts].iter().sum() };
         let wanted = match self.capabilities.kind {
             Kind::Discrete | Kind::Virtual => 4096,
@@ -527,4 +550,22 @@ impl Lister<'_> {
         let bytes = u64::from(self.count(out.rows)) * u64::from(out.width);
         [quants..quants + bytes, scales..scales + bytes / 4]
     }
+}
+
+/// What a kernel does beside its products, as far as it takes time: tuning tells kernels apart by it.
+fn beside(method: Method, parts: &[&LinearAt], what: u32, input: &Input<'_>) -> String {
+    let mut text = match what {
+        epilogue::STORE if parts.len() > 1 => format!(" of {}", parts.len()),
+        epilogue::STORE => String::new(),
+        epilogue::RESIDUAL => " added".to_owned(),
+        epilogue::GATED => " gated".to_owned(),
+        _ => " gated to bytes".to_owned(),
+    };
+    let in_floats = method == Method::Gemv { integer: false } && !parts[0].format.is_float();
+    for (holds, words) in
+        [(parts[0].bias.is_some(), " biased"), (input.prologue.is_some(), " normed"), (in_floats, " in floats")]
+    {
+        text.push_str(if holds { words } else { "" });
+    }
+    text
 }

@@ -81,6 +81,8 @@ pub(crate) struct VulkanProgram {
     /// Before what it names, so that it goes first.
     recordings: HashMap<Bucket, (Recorded, u64)>,
     steps: u64,
+    /// Of [`crate::tuning::Tuning`] when they were made.
+    generation: u64,
     owned: Owned,
 }
 
@@ -99,6 +101,7 @@ impl VulkanProgram {
             stages,
             recordings: HashMap::new(),
             steps: 0,
+            generation: 0,
             owned,
         }
     }
@@ -119,14 +122,22 @@ impl VulkanProgram {
                 .map_or(0, |out| top::wanted(exchange, step.outputs.len(), out.matrix.width as usize)),
         };
         self.steps += 1;
+        let generation = self.context.tuning.generation();
+        if self.generation != generation {
+            // Recorded with other variants of kernels.
+            self.recordings.clear();
+            self.generation = generation;
+        }
         if !self.recordings.contains_key(&bucket) {
             self.record(stage, &bucket, step)?;
         }
         let (recorded, used) = self.recordings.get_mut(&bucket).expect("recorded above");
         *used = self.steps;
-        let number = self.context.submit(&recorded.buffers)?;
-        self.context.wait(number)?;
+        let is_outdated = recorded.run(&self.context)?;
         self.profile.take(&self.context, recorded)?;
+        if is_outdated {
+            self.recordings.remove(&bucket);
+        }
         self.read_outbox(stage, step, exchange, bucket.top)
     }
 
@@ -143,6 +154,7 @@ impl VulkanProgram {
         let mut lister = Lister {
             capabilities: &self.context.capabilities,
             arithmetic: self.arithmetic,
+            tuning: &self.context.tuning,
             bucket,
             addresses: &self.owned.addresses,
             list: Vec::new(),

@@ -1,16 +1,17 @@
 //! Command buffers from a list of dispatches: a barrier where one reads what another wrote or writes what another
 //! reads, and a cut into submits that no device takes for hanging.
 
-use std::{ops::Range, sync::Arc};
+use std::{ops::Range, sync::Arc, time::Instant};
 
 use ash::vk;
 
 use crate::{
-    capabilities::Kind,
     context::Context,
     error::VulkanError,
     kernels::Dispatch,
+    pace::{Cost, Piece},
     pipeline::{Pipeline, PipelineKey},
+    profile::Label,
     program::Owned,
 };
 
@@ -19,11 +20,14 @@ pub(crate) struct Recorded {
     context: Arc<Context>,
     pool: vk::CommandPool,
     /// To be submitted in order.
-    pub(crate) buffers: Vec<vk::CommandBuffer>,
+    buffers: Vec<vk::CommandBuffer>,
+    /// What kernels cost, and which of them each buffer has.
+    costs: Vec<Cost>,
+    submits: Vec<Vec<Piece>>,
     /// Where times are taken: before the first dispatch and after each.
     pub(crate) queries: Option<vk::QueryPool>,
     /// What each dispatch is.
-    pub(crate) labels: Vec<String>,
+    pub(crate) labels: Vec<Label>,
     /// The pipelines it uses live as long as it does.
     _pipelines: Vec<Arc<Pipeline>>,
 }
@@ -40,12 +44,25 @@ impl Drop for Recorded {
     }
 }
 
-/// Operations of one submit, at most: some tenths of a second of a slow device of its kind.
-fn work_limit(kind: Kind) -> u64 {
-    match kind {
-        Kind::Discrete | Kind::Virtual => 10_000_000_000_000,
-        Kind::Integrated => 200_000_000_000,
-        Kind::Software => u64::MAX,
+impl Recorded {
+    /// Submits everything and waits for it. Where submits are bounded, what they lasted is noted. Returns whether
+    /// everything should be recorded anew, in other submits.
+    pub(crate) fn run(&self, context: &Context) -> Result<bool, VulkanError> {
+        let mut last = Instant::now();
+        let numbers = context.submit(&self.buffers)?;
+        if !context.pace.is_bounded() {
+            context.wait(numbers.end - 1)?;
+            return Ok(false);
+        }
+        let mut lasted = Vec::with_capacity(self.submits.len());
+        for number in numbers {
+            context.wait(number)?;
+            let now = Instant::now();
+            lasted.push(now - last);
+            last = now;
+        }
+        let (pace, costs, submits) = (&context.pace, &self.costs, &self.submits);
+        Ok(pace.learn(costs, submits, &lasted) && pace.is_outdated(costs, submits))
     }
 }
 
@@ -65,17 +82,23 @@ impl Recording<'_> {
     /// Records a list.
     pub(crate) fn record(&self, list: &[Dispatch]) -> Result<Recorded, VulkanError> {
         let device = &self.context.device;
+        let costs: Vec<Cost> = list.iter().map(|dispatch| self.context.pace.cost(dispatch)).collect();
+        let submits = self.context.pace.cut(&costs);
+        let mut divided = vec![false; list.len()];
+        submits.iter().flatten().for_each(|piece| divided[piece.index] |= piece.rows.is_some());
         let mut pipelines = Vec::with_capacity(list.len());
-        for dispatch in list {
-            let key = PipelineKey { shader: dispatch.shader, constants: dispatch.constants.clone() };
-            pipelines.push(self.context.pipeline(key)?);
+        for (dispatch, divided) in list.iter().zip(divided) {
+            let (shader, constants) = (dispatch.shader, dispatch.constants.clone());
+            pipelines.push(self.context.pipeline(PipelineKey { shader, constants, divided })?);
         }
         let mut recorded = Recorded {
             context: self.context.clone(),
             pool: self.context.command_pool()?,
             buffers: Vec::new(),
+            costs,
+            submits,
             queries: None,
-            labels: list.iter().map(|dispatch| dispatch.label.clone()).collect(),
+            labels: list.iter().map(Label::of).collect(),
             _pipelines: pipelines,
         };
         if self.timed && self.context.capabilities.tick_ns > 0.0 && !list.is_empty() {
@@ -86,41 +109,33 @@ impl Recording<'_> {
             let pool = unsafe { device.create_query_pool(&info, None) };
             recorded.queries = Some(pool.map_err(VulkanError::of("vkCreateQueryPool"))?);
         }
-        let cuts = cuts(list, work_limit(self.context.capabilities.kind));
-        for (index, part) in cuts.iter().enumerate() {
-            let (first, last) = (index == 0, index + 1 == cuts.len());
+        for index in 0..recorded.submits.len() {
             let buffer = self.context.record(recorded.pool, false, |commands| {
                 // SAFETY: the buffer is being recorded; all handles belong to the context, and addresses in push
                 // constants are of memory that the program owns.
-                unsafe { self.commands(commands, list, part.clone(), &recorded, first, last) };
+                unsafe { self.commands(commands, list, &recorded, index) };
             })?;
             recorded.buffers.push(buffer);
         }
         Ok(recorded)
     }
 
+    /// The commands of a submit.
+    ///
     /// # Safety
     /// `commands` is being recorded.
-    unsafe fn commands(
-        &self,
-        commands: vk::CommandBuffer,
-        list: &[Dispatch],
-        part: Range<usize>,
-        recorded: &Recorded,
-        first: bool,
-        last: bool,
-    ) {
+    unsafe fn commands(&self, commands: vk::CommandBuffer, list: &[Dispatch], recorded: &Recorded, submit: usize) {
         let device = &self.context.device;
         // SAFETY: as the caller promises; ranges of copies lie in their buffers.
         unsafe {
-            if first {
+            if submit == 0 {
                 self.begin(commands, recorded.queries, list.len());
             } else {
                 barrier(device, commands, COMPUTE, COMPUTE);
             }
             let mut hazards = Hazards::default();
-            for index in part {
-                let (dispatch, pipeline) = (&list[index], &recorded._pipelines[index]);
+            for piece in &recorded.submits[submit] {
+                let (dispatch, pipeline) = (&list[piece.index], &recorded._pipelines[piece.index]);
                 if hazards.meets(dispatch) {
                     barrier(device, commands, COMPUTE, COMPUTE);
                 }
@@ -128,14 +143,19 @@ impl Recording<'_> {
                 let stage = vk::ShaderStageFlags::COMPUTE;
                 device.cmd_push_constants(commands, pipeline.layout, stage, 0, &dispatch.push);
                 let [x, y, z] = dispatch.groups;
-                device.cmd_dispatch(commands, x, y, z);
-                if let Some(queries) = recorded.queries {
+                match &piece.rows {
+                    None => device.cmd_dispatch(commands, x, y, z),
+                    Some(rows) => {
+                        device.cmd_dispatch_base(commands, 0, rows.start, 0, x, rows.end - rows.start, z);
+                    }
+                }
+                if let Some(queries) = recorded.queries.filter(|_| piece.is_last(dispatch)) {
                     // The time after a dispatch counts once it is done, so each waits for the one before.
                     let stage = vk::PipelineStageFlags2::COMPUTE_SHADER;
-                    device.cmd_write_timestamp2(commands, stage, queries, index as u32 + 1);
+                    device.cmd_write_timestamp2(commands, stage, queries, piece.index as u32 + 1);
                 }
             }
-            if last {
+            if submit + 1 == recorded.submits.len() {
                 self.end(commands);
             }
         }
@@ -188,21 +208,6 @@ pub(crate) fn buffer_of(owned: &Owned, address: u64) -> (vk::Buffer, u64) {
     (buffer.raw, address - buffer.address)
 }
 
-/// Ranges of the list, each below the limit of work where it has more than one dispatch.
-fn cuts(list: &[Dispatch], limit: u64) -> Vec<Range<usize>> {
-    let mut cuts = Vec::new();
-    let (mut from, mut work) = (0, 0u64);
-    for (index, dispatch) in list.iter().enumerate() {
-        if index > from && work.saturating_add(dispatch.work) > limit {
-            cuts.push(from..index);
-            (from, work) = (index, 0);
-        }
-        work = work.saturating_add(dispatch.work);
-    }
-    cuts.push(from..list.len());
-    cuts
-}
-
 /// What was read and written since the last barrier.
 #[derive(Default)]
 struct Hazards {
@@ -242,6 +247,44 @@ pub(crate) const TRANSFER: Scope = (
 );
 pub(crate) const HOST: Scope = (vk::PipelineStageFlags2::HOST, vk::AccessFlags2::HOST_READ);
 
+/// A dispatch by itself, behind a barrier.
+///
+/// # Safety
+/// `commands` is being recorded, and what the dispatch reads and writes lives until it is done.
+pub(crate) unsafe fn dispatch(
+    device: &ash::Device,
+    commands: vk::CommandBuffer,
+    pipeline: &Pipeline,
+    dispatch: &Dispatch,
+) {
+    let [x, y, z] = dispatch.groups;
+    // SAFETY: as the caller promises.
+    unsafe {
+        barrier(device, commands, COMPUTE, COMPUTE);
+        device.cmd_bind_pipeline(commands, vk::PipelineBindPoint::COMPUTE, pipeline.raw);
+        device.cmd_push_constants(commands, pipeline.layout, vk::ShaderStageFlags::COMPUTE, 0, &dispatch.push);
+        device.cmd_dispatch(commands, x, y, z);
+    }
+}
+
+/// A copy that the processor reads.
+///
+/// # Safety
+/// `commands` is being recorded, and both ranges lie in their buffers.
+pub(crate) unsafe fn copy_to_host(
+    device: &ash::Device,
+    commands: vk::CommandBuffer,
+    from: vk::Buffer,
+    to: vk::Buffer,
+    copy: vk::BufferCopy,
+) {
+    // SAFETY: as the caller promises.
+    unsafe {
+        device.cmd_copy_buffer(commands, from, to, &[copy]);
+        barrier(device, commands, TRANSFER, HOST);
+    }
+}
+
 /// # Safety
 /// `commands` is being recorded.
 pub(crate) unsafe fn barrier(device: &ash::Device, commands: vk::CommandBuffer, from: Scope, to: Scope) {
@@ -261,9 +304,9 @@ mod tests {
     use super::*;
     use crate::shaders::Shader;
 
-    fn dispatch(reads: &[Range<u64>], writes: &[Range<u64>], work: u64) -> Dispatch {
+    fn dispatch(reads: &[Range<u64>], writes: &[Range<u64>]) -> Dispatch {
         let mut dispatch = Dispatch::new(Shader::Merge, vec![], &0u32, [1; 3]);
-        (dispatch.reads, dispatch.writes, dispatch.work) = (reads.to_vec(), writes.to_vec(), work);
+        (dispatch.reads, dispatch.writes) = (reads.to_vec(), writes.to_vec());
         dispatch
     }
 
@@ -279,15 +322,7 @@ mod tests {
             (vec![], vec![1..2], true),        // writes what was written
             (vec![2..3], vec![3..4], false),
         ] {
-            assert_eq!(hazards.meets(&dispatch(&reads, &writes, 0)), waits, "{reads:?} {writes:?}");
+            assert_eq!(hazards.meets(&dispatch(&reads, &writes)), waits, "{reads:?} {writes:?}");
         }
-    }
-
-    #[test]
-    fn submits_stay_below_the_limit() {
-        let list: Vec<Dispatch> = [3, 4, 9, 20, 1, 1].iter().map(|work| dispatch(&[], &[], *work)).collect();
-        assert_eq!(cuts(&list, 10), [0..2, 2..3, 3..4, 4..6]);
-        assert_eq!(cuts(&list, u64::MAX), [0..6]);
-        assert_eq!(cuts(&[], 10), [0..0]);
     }
 }

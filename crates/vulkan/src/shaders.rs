@@ -18,6 +18,9 @@ macro_rules! shaders {
             /// All of them.
             const ALL: &[Shader] = &[$(Shader::$name),+];
 
+            /// Their number.
+            pub(crate) const COUNT: usize = Shader::ALL.len();
+
             /// The name of its source.
             pub(crate) fn name(self) -> &'static str {
                 match self {
@@ -64,6 +67,11 @@ shaders! {
 }
 
 impl Shader {
+    /// Whether it computes on matrix units.
+    pub(crate) fn is_matrix(self) -> bool {
+        matches!(self, Shader::GemmFew | Shader::GemmFragments | Shader::GemmMatrix | Shader::AttentionMatrix)
+    }
+
     /// Its SPIR-V.
     pub(crate) fn words(self) -> Vec<u32> {
         self.bytes().as_chunks::<4>().0.iter().map(|word| u32::from_le_bytes(*word)).collect()

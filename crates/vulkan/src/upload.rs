@@ -112,7 +112,7 @@ impl Uploader {
             // SAFETY: both ranges lie in their buffers: the layout of the weight says so, and the place was made for it.
             unsafe { device.cmd_copy_buffer(commands, from, to, &copies) }
         })?;
-        staging.pending = Some(self.context.submit(&[commands])?);
+        staging.pending = Some(self.context.submit(&[commands])?.end - 1);
         self.next = (self.next + 1) % 2;
         Ok(())
     }

@@ -42,3 +42,15 @@ fn the_layer_watches_where_it_is_installed() {
         assert!(device.is_validated() || !required, "the validation layer is not installed");
     }
 }
+
+#[test]
+fn rates_are_measured() {
+    let Some(device) = open(&[]) else { return };
+    assert_eq!(device.rates(), None);
+    let rates = device.measure_kernels().unwrap();
+    assert_eq!(device.rates(), Some(rates));
+    for rate in [Some(rates.read_bytes_per_s), rates.product_ops_per_s, rates.transfer_bytes_per_s] {
+        assert!(rate.is_some_and(|rate| rate.is_finite() && rate > 0.0), "{rates:?}");
+    }
+    assert_eq!(vulkan::validation_complaints(), 0, "the validation layer complained: see above");
+}

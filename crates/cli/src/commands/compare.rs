@@ -105,8 +105,8 @@ pub(crate) fn table(reference: &ModelFile, model: &ModelFile, result: &Compariso
         result.kl_quantiles.iter().map(|(share, nats)| format!("{} % {nats:.5}", share * 100.0)).collect();
     format!(
         "{:<10} {:>12} {:>7} {:>12}\n{}{}\
-         degradation {:+.2} % over {} tokens of {} windows\n\
-         KL divergence {:.5} nats in the mean; quantiles {}\n\
+         degradation {:+.2} % (standard error {:.2}) over {} tokens of {} windows\n\
+         KL divergence {:.5} nats in the mean (standard error {:.5}); quantiles {}\n\
          same likeliest token {:.2} %\n",
         "",
         "size",
@@ -115,9 +115,11 @@ pub(crate) fn table(reference: &ModelFile, model: &ModelFile, result: &Compariso
         row("reference", reference, result.reference.ppl),
         row("model", model, result.model.ppl),
         100.0 * result.degradation,
+        100.0 * result.degradation_error,
         result.model.tokens,
         result.model.windows,
         result.kl_mean,
+        result.kl_error,
         quantiles.join(", "),
         100.0 * result.top1_agreement,
     )

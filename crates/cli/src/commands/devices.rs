@@ -32,7 +32,7 @@ pub(crate) struct DevicesArgs {
 impl DevicesArgs {
     pub(crate) fn execute(self) -> anyhow::Result<ExitCode> {
         let CpuArgs { threads, isa } = self.cpu;
-        let report = cpu_report(&DeviceOptions { threads: threads.map(usize::from), isa, profile: false })?;
+        let report = cpu_report(&DeviceOptions { threads: threads.map(usize::from), isa, ..DeviceOptions::default() })?;
         let vulkan = vulkan_reports().map_err(|error| error.to_string());
         if self.json {
             let mut cpu = serde_json::to_value(&report)?;

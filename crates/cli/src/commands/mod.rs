@@ -19,3 +19,4 @@ pub(crate) mod run;
 pub(crate) mod serve;
 pub(crate) mod template;
 pub(crate) mod tokenize;
+pub(crate) mod tune;

@@ -9,13 +9,15 @@ use crate::{
     args::{DraftArgs, LoadArgs, ModelArg},
     model::{naming, open},
     output::{one_line, print, print_json},
+    progress::announced,
 };
 
 /// Shows what of a model would run where, and in how much memory
 ///
 /// Places every operation on a device without loading anything: weights, KV cache at the context asked for, activations,
-/// what does not fit and by how much, and the decoding speed that the measured bandwidth allows at most. Exits with 1
-/// when it does not fit, and with --strict when anything falls to another device.
+/// what does not fit and by how much, and an estimate of the time that a token and a prompt take at least, by bandwidths
+/// and rates that are measured now, for some tenths of a second. Exits with 1 when it does not fit, and with --strict when
+/// anything falls to another device.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -42,7 +44,8 @@ impl PlanArgs {
 
 /// Prints the plan; an error follows where it does not fit.
 pub(crate) fn show(file: &ModelFile, options: &LoadOptions, as_json: bool) -> anyhow::Result<ExitCode> {
-    let (info, plan) = file.plan(options, true).map_err(|error| naming(error, file.short_name()))?;
+    let planned = announced("measuring the devices...", || file.plan(options, true));
+    let (info, plan) = planned.map_err(|error| naming(error, file.short_name()))?;
     if as_json {
         let rates = plan.bytes.iter().map(|device| device.rates.map(|rates| rates.read_bytes_per_s));
         print_json(&json!({
@@ -52,11 +55,12 @@ pub(crate) fn show(file: &ModelFile, options: &LoadOptions, as_json: bool) -> an
         }))?;
     } else {
         print(&format!(
-            "{} ({}), {} layers, vocabulary {}\n\n{plan}",
+            "{} ({}), {} layers, vocabulary {}\n\n{plan}{}",
             one_line(&info.name),
             one_line(&info.architecture),
             info.layers,
-            info.vocab
+            info.vocab,
+            plan.estimate()
         ))?;
         for notice in &info.notices {
             print(&format!("note: {}\n", one_line(notice)))?;

@@ -15,6 +15,7 @@ use crate::{
     args::{LoadArgs, parse_bytes, parse_count},
     commands::compare::{self, TextArgs},
     exit::usage,
+    interrupt::LastWord,
     model::{naming, open, read_text},
     output::{Output, bytes, count, gb_per_s, note, one_line, print},
     progress::{Bar, Unit},
@@ -148,11 +149,17 @@ impl QuantizeArgs {
             print(&dry_run(&source, &plan))?;
             return Ok(ExitCode::SUCCESS);
         }
+        let kept = format!(
+            "interrupted: what is done is kept beside {}, and the same command goes on from there",
+            one_line(&self.output.display().to_string())
+        );
+        let last_word = LastWord::is(kept)?;
         let mut bar = Bar::new("quantising", Unit::Bytes, true);
         let report = write(&source, &plan, importance.as_ref(), &self.output, &options, &mut |done, total| {
             bar.at(done, total);
         });
         bar.clear();
+        drop(last_word);
         let report = report?;
         print(&text(&report, self.verbose))?;
         let comparison = self.compare(&input, &report)?;

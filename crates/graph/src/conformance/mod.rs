@@ -64,6 +64,8 @@ fn bound(dtype: DType, arithmetic: Arithmetic, kv: KvType) -> f32 {
     let cache = match kv {
         KvType::F16 => 1e-3,
         KvType::F32 => 2e-5,
+        // Rounding to 1/254 of the largest of 32 keys, and as much of the values.
+        KvType::Q8 => 2e-2,
     };
     products.max(cache)
 }
@@ -166,10 +168,13 @@ struct Pair {
 }
 
 /// Calls a case with exact products and an `f32` cache, and with the fast ones and halves; with neither where the
-/// device does not support the graph. The bound is that of `dtype`.
+/// device does not support the graph. Where the graph has a cache and the device can hold it so, with exact products
+/// and a cache of bytes as well. The bound is that of `dtype`.
 fn on_both(device: &dyn Device, graph: Graph, dtype: DType, room: Room, case: impl Fn(&mut Pair)) {
     let graph = Arc::new(graph);
-    for (arithmetic, kv) in [(Arithmetic::F32, KvType::F32), (Arithmetic::Fast, KvType::F16)] {
+    let bytes = !graph.caches().is_empty() && device.holds(KvType::Q8).is_ok();
+    let bytes = bytes.then_some((Arithmetic::F32, KvType::Q8));
+    for (arithmetic, kv) in [(Arithmetic::F32, KvType::F32), (Arithmetic::Fast, KvType::F16)].into_iter().chain(bytes) {
         let options = PlanOptions {
             context: Some(room.context),
             model_context: room.context,
@@ -190,7 +195,7 @@ fn on_both(device: &dyn Device, graph: Graph, dtype: DType, room: Room, case: im
             reference: compile(&Reference, &graph, &options).expect("the reference supports everything"),
             rng: Rng(7),
             bound: bound(dtype, arithmetic, kv),
-            what: format!("{dtype} {arithmetic:?}"),
+            what: format!("{dtype} {arithmetic:?} {kv:?}"),
         });
     }
 }

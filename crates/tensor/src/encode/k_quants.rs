@@ -22,6 +22,12 @@ const Q3_THOROUGH: [f32; 32] = [
 /// Elements a block.
 const LEN: usize = 256;
 
+/// Rounds of refitting of Q4_K and Q5_K.
+#[inline(always)]
+fn rounds(thorough: bool) -> usize {
+    if thorough { 4 } else { 1 }
+}
+
 /// A type of block, as the fit of a tile: one block in sixteen runs of 16, or two in eight runs of 32 each.
 pub(super) trait Blocks<const N: usize, const RUNS: usize, const BYTES: usize> {
     /// Packs a tile, and answers a number for each run that is finite where the scales of its block are. `thorough`
@@ -184,8 +190,9 @@ pub(super) struct Q4K;
 
 impl Blocks<32, 8, 144> for Q4K {
     #[inline(always)]
-    fn pack(x: &Tile<32>, w: &Tile<32>, _: bool, blocks: &mut [[u8; 144]; 2]) -> Lanes {
-        let search = AffineSearch { top: 15.0, limit: 63.0, factors: &[0.94, 0.98, 1.02, 1.06, 1.1, 1.15], rounds: 1 };
+    fn pack(x: &Tile<32>, w: &Tile<32>, thorough: bool, blocks: &mut [[u8; 144]; 2]) -> Lanes {
+        let (factors, rounds) = (&[0.94, 0.98, 1.02, 1.06, 1.1, 1.15], rounds(thorough));
+        let search = AffineSearch { top: 15.0, limit: 63.0, factors, rounds };
         let pair = supers::affine::<32, 8>(x, w, &search);
         let mut runs = [[0; 32]; LANES];
         affine_codes(x, &pair, 15.0, &mut runs);
@@ -203,8 +210,9 @@ pub(super) struct Q5K;
 
 impl Blocks<32, 8, 176> for Q5K {
     #[inline(always)]
-    fn pack(x: &Tile<32>, w: &Tile<32>, _: bool, blocks: &mut [[u8; 176]; 2]) -> Lanes {
-        let search = AffineSearch { top: 31.0, limit: 63.0, factors: &[0.97, 0.99, 1.01, 1.03, 1.05], rounds: 1 };
+    fn pack(x: &Tile<32>, w: &Tile<32>, thorough: bool, blocks: &mut [[u8; 176]; 2]) -> Lanes {
+        let (factors, rounds) = (&[0.97, 0.99, 1.01, 1.03, 1.05], rounds(thorough));
+        let search = AffineSearch { top: 31.0, limit: 63.0, factors, rounds };
         let pair = supers::affine::<32, 8>(x, w, &search);
         let mut runs = [[0; 32]; LANES];
         affine_codes(x, &pair, 31.0, &mut runs);

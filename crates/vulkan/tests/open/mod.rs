@@ -1,11 +1,17 @@
 //! The device that tests run on, here and in `engine`: the first that is no software, else the software device.
+#![allow(dead_code, reason = "not every test opens it in every way")]
 
 use vulkan::{Vulkan, VulkanError, VulkanOptions};
 
 /// The device, or nothing where this machine has no Vulkan: unless it is told that there is one.
 pub(crate) fn open(without: &[&str]) -> Option<Vulkan> {
     let without: Vec<String> = without.iter().map(|name| (*name).to_owned()).collect();
-    let options = VulkanOptions { without, validation: true, ..VulkanOptions::default() };
+    open_with(VulkanOptions { without, ..VulkanOptions::default() })
+}
+
+/// The same, set up in another way; the validation layer watches.
+pub(crate) fn open_with(options: VulkanOptions) -> Option<Vulkan> {
+    let options = VulkanOptions { validation: true, ..options };
     let found = match Vulkan::open(options.clone()) {
         Err(VulkanError::OnlySoftware(_)) => Vulkan::open(VulkanOptions { index: Some(0), ..options }),
         found => found,
