@@ -77,8 +77,21 @@ impl Answer {
         self.max_tokens.saturating_sub(self.ids.len())
     }
 
-    /// Picks the next token from the logits of token `position - 1`. `room` is whether the context has room for it.
-    pub(crate) fn pick(&mut self, logits: &mut [f32], position: usize, room: bool) -> Result<Picked, EngineError> {
+    /// How many of the largest logits its next token is picked from, where up to `ahead` tokens are picked before; 0
+    /// where it takes all.
+    pub(crate) fn top(&self, ahead: usize) -> usize {
+        if self.logprobs.is_some() || self.constraint.is_some() { 0 } else { self.sampler.top(ahead) }
+    }
+
+    /// Picks the next token from the logits of token `position - 1`; all but those of the ids `kept` are minus infinity
+    /// where there are any. `room` is whether the context has room for it.
+    pub(crate) fn pick(
+        &mut self,
+        kept: &[u32],
+        logits: &mut [f32],
+        position: usize,
+        room: bool,
+    ) -> Result<Picked, EngineError> {
         // The model's own distribution, before anything below changes it.
         let own = self.logprobs.map(|_| logits.to_vec());
         if let Some(constraint) = &mut self.constraint {
@@ -89,7 +102,7 @@ impl Answer {
             constraint.mask(logits)?;
         }
         let bans_any = self.sampler.bans_any(logits);
-        let id = self.sampler.pick(logits).ok_or_else(|| nothing_left(logits, bans_any, position))?;
+        let id = self.sampler.pick_among(kept, logits).ok_or_else(|| nothing_left(logits, bans_any, position))?;
         self.ids.push(id);
         let bytes = |id: u32| self.tokenizer.token_bytes(id).unwrap_or_default();
         let logprob = own.map(|own| token_logprob(&own, id, self.logprobs.unwrap_or(0), &bytes));
@@ -213,7 +226,7 @@ mod tests {
         for (position, id) in ids.iter().enumerate() {
             let mut logits = vec![0.0; tokenizer.vocab_size()];
             logits[*id as usize] = 9.0;
-            let picked = answer.pick(&mut logits, position, true).unwrap();
+            let picked = answer.pick(&[], &mut logits, position, true).unwrap();
             event(picked.shown);
             if picked.finish.is_some() {
                 assert_eq!(position + 1, ids.len(), "it ended early");
@@ -299,7 +312,7 @@ mod tests {
                 let sampler =
                     crate::SamplerOptions { logit_bias: logit_bias.clone(), temperature, ..Default::default() };
                 let request = Request { sampler, grammar: grammar.clone(), ..Request::default() };
-                let picked = Answer::new(tokenizer.clone(), &request).pick(&mut logits.clone(), 7, true);
+                let picked = Answer::new(tokenizer.clone(), &request).pick(&[], &mut logits.clone(), 7, true);
                 match picked {
                     Ok(_) => assert_eq!(want, "", "case {index}"),
                     Err(error) => {

@@ -327,8 +327,12 @@ fn vulkan_report(index: usize, listed: vulkan::Listed) -> VulkanReport {
     report.api = format!("{}.{}.{}", own.api.0, own.api.1, own.api.2);
     report.subgroup = own.subgroup;
     let matrix = own.cooperative_matrix.map(|shape| format!("cooperative-matrix {}x{}x{}", shape.m, shape.n, shape.k));
-    let named =
-        [("integer-dot", own.integer_dot), ("unified-memory", own.unified), ("memory-budget", own.memory_budget)];
+    let named = [
+        ("matrix-fragments", own.matrix_fragments),
+        ("integer-dot", own.integer_dot),
+        ("unified-memory", own.unified),
+        ("memory-budget", own.memory_budget),
+    ];
     let named = named.into_iter().filter(|(_, there)| *there).map(|(name, _)| name.to_owned());
     report.features = matrix.into_iter().chain(named).collect();
     (report.memory_total_bytes, report.memory_available_bytes) = (memory.total_bytes, memory.available_bytes);

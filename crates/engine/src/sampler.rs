@@ -149,14 +149,42 @@ impl Sampler {
 
     /// Picks the next token; `None` where no logit is finite, or any is NaN. Changes `logits` in place.
     pub fn pick(&mut self, logits: &mut [f32]) -> Option<u32> {
+        self.pick_among(&[], logits)
+    }
+
+    /// The same of logits of which all but those of the ids `kept` are minus infinity; of all where there is none.
+    pub(crate) fn pick_among(&mut self, kept: &[u32], logits: &mut [f32]) -> Option<u32> {
         self.penalise(logits);
         let id = match self.options.temperature {
-            0.0 => Candidates::new(logits, &mut self.scratch).greedy()?,
-            temperature => self.draw(logits, temperature)?,
+            0.0 => candidates(kept, logits, &mut self.scratch).greedy()?,
+            temperature => self.draw(kept, logits, temperature)?,
         };
         self.see(id);
         self.generated.add(id);
         Some(id)
+    }
+
+    /// How many of the largest logits decide what is picked, where up to `ahead` tokens are picked before; 0 where all
+    /// do.
+    pub(crate) fn top(&self, ahead: usize) -> usize {
+        let options = &self.options;
+        let top = if options.temperature == 0.0 { 1 } else { options.top_k };
+        let lowers = options.repetition_penalty >= 1.0
+            && options.frequency_penalty >= 0.0
+            && options.presence_penalty >= 0.0
+            && options.logit_bias.iter().all(|(_, bias)| *bias <= 0.0);
+        if top == 0 || !lowers {
+            return 0;
+        }
+        // What is lowered may give way to as many of those below; nothing else moves up.
+        let mut reached = options.logit_bias.len();
+        if options.repetition_penalty != 1.0 {
+            reached += self.recent.list.len() + ahead;
+        }
+        if options.frequency_penalty != 0.0 || options.presence_penalty != 0.0 {
+            reached += self.generated.list.len() + ahead;
+        }
+        top + reached
     }
 
     /// Whether the logit bias bans a token that these logits allow.
@@ -206,18 +234,18 @@ impl Sampler {
         }
     }
 
-    fn draw(&mut self, logits: &[f32], temperature: f32) -> Option<u32> {
+    fn draw(&mut self, kept: &[u32], logits: &[f32], temperature: f32) -> Option<u32> {
         // 53 bits, as a double has.
         let random = (self.rng.next_u64() >> 11) as f64 / (1u64 << 53) as f64;
-        let (mut kept, ids) = self.kept(logits)?;
+        let (mut kept, ids) = self.filtered(kept, logits)?;
         let place = kept.draw(temperature, random)?;
         ids.map_or(Some(place), |ids| ids.get(place as usize).copied())
     }
 
     /// What the settings keep, and the ids of its places where those are not the ids themselves.
-    fn kept<'a>(&'a mut self, logits: &'a [f32]) -> Option<(Candidates<'a>, Option<&'a [u32]>)> {
+    fn filtered<'a>(&'a mut self, kept: &[u32], logits: &'a [f32]) -> Option<(Candidates<'a>, Option<&'a [u32]>)> {
         let options = &self.options;
-        let mut kept = Candidates::new(logits, &mut self.scratch);
+        let mut kept = candidates(kept, logits, &mut self.scratch);
         kept.greedy()?;
         kept.keep_top(options.top_k);
         let mut ids = None;
@@ -237,6 +265,11 @@ impl Sampler {
         }
         Some((kept, ids))
     }
+}
+
+/// The logits, of which all but those of the ids `kept` are minus infinity; where there is none any may be finite.
+fn candidates<'a>(kept: &[u32], logits: &'a [f32], scratch: &'a mut Scratch) -> Candidates<'a> {
+    if kept.is_empty() { Candidates::new(logits, scratch) } else { Candidates::among(kept, logits, scratch) }
 }
 
 /// Ids and how often each was counted. Adding and removing take constant time.

@@ -467,6 +467,7 @@ impl Scheduler {
         let start = Instant::now();
         let all_decode = self.all_decode(pieces);
         let (mut ids, mut positions, mut spans, mut wanted) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        let mut top = Vec::new();
         for piece in pieces {
             let sequence = &self.running[piece.index];
             let (past, first) = (sequence.computed, ids.len());
@@ -474,11 +475,12 @@ impl Scheduler {
             ids.extend_from_slice(&piece.draft);
             positions.extend((past..).take(ids.len() - first).map(|position| position as u32));
             wanted.extend((ids.len() - piece.outputs) as u32..ids.len() as u32);
+            top.resize(wanted.len(), sequence.top(piece.draft.len()));
             let lease = sequence.lease.as_ref().expect("running sequences hold a lease");
             spans.push(Span { rows: first..ids.len(), past, tables: lease.tables() });
         }
         let step = Step { ids: &ids, positions: &positions, spans: &spans, outputs: &wanted };
-        self.execution.run(&step)?;
+        self.execution.run_top(&step, &top)?;
         let (rows, wanted) = (ids.len(), wanted.len());
         self.stats.steps += 1;
         self.stats.step_rows += rows as u64;
@@ -499,9 +501,9 @@ impl Scheduler {
                     sequence.pool(&hidden[rows.start * width..rows.end * width], width, outputs)
                 }
                 Work::Generate { .. } => {
-                    let logits = self.execution.logits_mut(wanted);
+                    let (logits, kept) = self.execution.logits_mut(wanted);
                     let logits = &mut logits[rows.start * vocab..rows.end * vocab];
-                    let computed = Computed { logits, vocab, context, draft: &piece.draft };
+                    let computed = Computed { logits, kept: &kept[rows], vocab, context, draft: &piece.draft };
                     sequence.advance(computed, &self.bytes, &mut self.stats, outputs)
                 }
             };

@@ -14,7 +14,7 @@ use vulkan::Vulkan;
 use crate::{EngineError, devices::Devices};
 
 /// Capabilities that have a fallback, in the order in which they are suspected.
-const SUSPECTS: [&str; 2] = ["cooperative-matrix", "integer-dot"];
+const SUSPECTS: [&str; 3] = ["matrix-fragments", "cooperative-matrix", "integer-dot"];
 
 /// What is known of a device's kernels, as the file holds it.
 #[derive(Debug, Default, PartialEq, Serialize, Deserialize)]

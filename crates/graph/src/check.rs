@@ -125,12 +125,14 @@ fn cut(graph: &Graph, range: Range<usize>) -> Option<Case> {
         let width = cut.values[logits.index()].width;
         logits = cut.push(Op::SelectOutputs { x: logits }, Value { rows: Rows::Outputs, width }, Part::Head);
     }
+    let tied: Vec<ValueId> = nodes.iter().filter_map(|node| cut.tie(graph, node)).collect();
     let mut units: Vec<(Part, Option<u32>)> = nodes.iter().map(|node| (node.part, node.layer)).collect();
     units.dedup();
     let ops: Vec<&Op> = cut.nodes.iter().map(|node| &node.op).collect();
     let shapes: Vec<_> = cut.values.iter().map(|value| (value.rows, value.width)).collect();
     let made = nodes.iter().filter_map(|node| node.output).filter(|value| graph.is_output(*value));
-    let taps: Vec<ValueId> = made.map(|value| cut.value_of[&value]).filter(|value| *value != logits).collect();
+    let made = made.map(|value| cut.value_of[&value]).chain(tied);
+    let taps: Vec<ValueId> = made.filter(|value| *value != logits).collect();
     let key = format!("{ops:?} {shapes:?} {:?} {:?} {taps:?}", cut.weights, cut.caches);
     let label = |(part, layer): &(Part, Option<u32>)| layer.map_or(part.name().to_owned(), |n| format!("layer {n}"));
     let (first, end) = (label(&units[0]), label(&units[units.len() - 1]));
@@ -157,6 +159,20 @@ impl Cut {
         let id = ValueId(self.values.len() as u32 - 1);
         self.nodes.push(Node { op, output: Some(id), part, layer: None });
         id
+    }
+
+    /// A product with the table of an embedding, where the graph has one: a device may look up rows elsewhere then.
+    fn tie(&mut self, graph: &Graph, node: &Node) -> Option<ValueId> {
+        let Op::Embed { table, .. } = &node.op else { return None };
+        let is_tied = |other: &Node| matches!(&other.op, Op::Linear { weight, .. } if weight == table);
+        let (x, weight) = (self.value_of[&node.output?], self.weight_of[table]);
+        if !graph.nodes().iter().any(is_tied) {
+            return None;
+        }
+        let width = self.values[x.index()].width;
+        let x = self.push(Op::SelectOutputs { x }, Value { rows: Rows::Outputs, width }, Part::Head);
+        let width = self.weights[weight.index()].1;
+        Some(self.push(Op::Linear { x, weight, bias: None }, Value { rows: Rows::Outputs, width }, Part::Head))
     }
 
     fn copy(&mut self, graph: &Graph, node: &Node) {
@@ -289,10 +305,15 @@ impl Case {
         let mut lengths = [0; SEQUENCES];
         for spans in steps() {
             let past = lengths[spans[0].0];
-            let want = run(&mut trusted, &spans, &lengths)?.to_vec();
-            let got = run(&mut tested, &spans, &lengths)?;
             let rows = spans.iter().map(|(_, tokens)| tokens).sum();
-            compare(got, &want, arithmetic, (rows, past))?;
+            let want = run(&mut trusted, &spans, &lengths, 0)?.to_vec();
+            let got = run(&mut tested, &spans, &lengths, 0)?.to_vec();
+            compare(&got, &want, arithmetic, (rows, past))?;
+            // Once more for the largest of each row: the step writes to the cache what it wrote before.
+            let top = run(&mut tested, &spans, &lengths, 1)?;
+            let places: Vec<usize> = got.chunks_exact(got.len() / rows).enumerate().map(largest).collect();
+            let largest_of = |rows: &[f32]| places.iter().map(|place| rows[*place]).collect::<Vec<_>>();
+            compare(&largest_of(top), &largest_of(&got), arithmetic, (rows, past))?;
             spans.iter().for_each(|(sequence, tokens)| lengths[*sequence] += tokens);
         }
         Ok(())
@@ -343,7 +364,7 @@ impl Trial {
     /// Where the device fails.
     pub fn decode(&mut self, sequences: usize) -> Result<&[f32], DeviceError> {
         let spans: Vec<(usize, usize)> = (0..sequences.min(SEQUENCES)).map(|sequence| (sequence, 1)).collect();
-        run(&mut self.execution, &spans, &[0; SEQUENCES])
+        run(&mut self.execution, &spans, &[0; SEQUENCES], 0)
     }
 
     /// The logits of a prompt of so many tokens, no more than there is room for.
@@ -352,7 +373,7 @@ impl Trial {
     /// Where the device fails.
     pub fn prompt(&mut self, tokens: usize) -> Result<&[f32], DeviceError> {
         let tokens = tokens.min(self.execution.plan().limits.tokens);
-        run(&mut self.execution, &[(0, tokens)], &[0; SEQUENCES])
+        run(&mut self.execution, &[(0, tokens)], &[0; SEQUENCES], 0)
     }
 
     /// Compares logits of the same step, computed in two ways.
@@ -411,10 +432,18 @@ fn compile(
     plan.compile(graph.clone(), &[device], &mut |_, _| ())
 }
 
+/// Where in all rows the largest of a row stands.
+fn largest((index, row): (usize, &[f32])) -> usize {
+    let place = row.iter().enumerate().fold(0, |largest, (place, x)| if *x > row[largest] { place } else { largest });
+    index * row.len() + place
+}
+
+/// Runs a step with the logits of every row: all of them where `top` is 0, else the `top` largest.
 fn run<'a>(
     execution: &'a mut Execution,
     spans: &[(usize, usize)],
     lengths: &[usize; SEQUENCES],
+    top: usize,
 ) -> Result<&'a [f32], DeviceError> {
     let blocks = execution.plan().kv.blocks.clone();
     let whole = execution.plan().limits.context.div_ceil(KV_BLOCK_TOKENS);
@@ -436,8 +465,8 @@ fn run<'a>(
     }
     let outputs: Vec<u32> = (0..ids.len() as u32).collect();
     let step = Step { ids: &ids, positions: &positions, spans: &parts, outputs: &outputs };
-    match execution.run(&step) {
-        Ok(logits) => Ok(logits),
+    match execution.run_top(&step, &vec![top; outputs.len()]) {
+        Ok(()) => Ok(execution.logits_mut(outputs.len()).0),
         Err(RunError::Device(error)) => Err(error),
         Err(RunError::Step(error)) => unreachable!("the steps fit what was planned for them: {error}"),
     }

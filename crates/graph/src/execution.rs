@@ -11,6 +11,14 @@ use crate::{
 #[derive(Debug)]
 pub struct Exchange {
     buffers: Vec<Option<Vec<f32>>>,
+    logits: ValueId,
+    vocab: usize,
+    /// Whether nothing but the caller reads the logits.
+    leaves_out: bool,
+    /// Of each output row of this step, how many of its largest logits suffice; 0, or nothing, where all are wanted.
+    top: Vec<usize>,
+    /// Of each output row the ids whose logits it holds, minus infinity in all other places; none where it holds all.
+    kept: Vec<Vec<u32>>,
 }
 
 impl Exchange {
@@ -20,7 +28,52 @@ impl Exchange {
             let Value { rows, width } = graph.value(*value);
             buffers[value.index()] = Some(vec![0.0; plan.limits.rows(*rows) * width]);
         }
-        Exchange { buffers }
+        let logits = graph.logits();
+        let is_read = plan.stages.iter().any(|stage| stage.inputs.contains(&logits))
+            || graph.taps().iter().any(|(_, tapped)| *tapped == logits);
+        Exchange {
+            buffers,
+            logits,
+            vocab: graph.vocab(),
+            leaves_out: !is_read,
+            top: Vec::new(),
+            kept: vec![Vec::new(); plan.limits.outputs],
+        }
+    }
+
+    /// How many of the largest logits of an output row suffice, for a program that makes them: it may give those to
+    /// [`Exchange::keep`] and leave out the others. `None` where all are wanted.
+    pub fn top(&self, row: usize) -> Option<usize> {
+        self.top.get(row).copied().filter(|top| *top > 0)
+    }
+
+    /// The logits of an output row: these, by id, and minus infinity in all other places. They are the largest, of equal
+    /// ones those of the lowest ids, as many as [`Exchange::top`] asks for or more; NaN counts as the largest.
+    ///
+    /// # Panics
+    /// Where the plan does not exchange the logits, or a row or an id is not there: a defect of the device.
+    pub fn keep(&mut self, row: usize, largest: impl Iterator<Item = (u32, f32)>) {
+        let logits = self.buffers[self.logits.index()].as_mut().expect("the logits leave the graph");
+        let logits = &mut logits[row * self.vocab..(row + 1) * self.vocab];
+        let kept = &mut self.kept[row];
+        if kept.is_empty() {
+            logits.fill(f32::NEG_INFINITY);
+        }
+        kept.drain(..).for_each(|id| logits[id as usize] = f32::NEG_INFINITY);
+        for (id, logit) in largest {
+            logits[id as usize] = logit;
+            kept.push(id);
+        }
+    }
+
+    /// All logits of an output row, for writing.
+    ///
+    /// # Panics
+    /// As [`Exchange::keep`].
+    pub fn logits_mut(&mut self, row: usize) -> &mut [f32] {
+        self.kept[row].clear();
+        let logits = self.buffers[self.logits.index()].as_mut().expect("the logits leave the graph");
+        &mut logits[row * self.vocab..(row + 1) * self.vocab]
     }
 
     /// A value, for reading.
@@ -36,6 +89,9 @@ impl Exchange {
     /// # Panics
     /// As [`Exchange::get`].
     pub fn get_mut(&mut self, value: ValueId) -> &mut [f32] {
+        if value == self.logits {
+            self.kept.iter_mut().for_each(Vec::clear);
+        }
         self.buffers[value.index()].as_deref_mut().expect("only values that cross stages are exchanged")
     }
 }
@@ -80,7 +136,22 @@ impl Execution {
     /// # Errors
     /// Where the step is malformed or larger than planned, a sequence grows beyond the planned context, or a device fails.
     pub fn run(&mut self, step: &Step<'_>) -> Result<&mut [f32], RunError> {
+        self.run_top(step, &[])?;
+        Ok(self.logits_mut(step.outputs.len()).0)
+    }
+
+    /// Runs a step of which not all logits are wanted: of wanted row `i` the `top[i]` largest suffice, of equal ones
+    /// those of the lowest ids; all where that is 0, or `top` is empty. A device may leave out the others, so that they
+    /// need not cross to the host: [`Execution::logits_mut`] tells. A NaN of a row is never left out.
+    ///
+    /// # Errors
+    /// As [`Execution::run`], and where `top` is of another number of rows.
+    pub fn run_top(&mut self, step: &Step<'_>, top: &[usize]) -> Result<(), RunError> {
         step.check(&self.graph, &self.plan.kv.blocks)?;
+        if !top.is_empty() && top.len() != step.outputs.len() {
+            let what = format!("{} bounds on logits for {} outputs", top.len(), step.outputs.len());
+            return Err(StepError::Malformed(what).into());
+        }
         let limits = &self.plan.limits;
         for (what, asked, limit) in
             [("tokens", step.tokens(), limits.tokens), ("outputs", step.outputs.len(), limits.outputs)]
@@ -94,6 +165,10 @@ impl Execution {
                 return Err(StepError::TooLarge { what: "tokens in a sequence", asked, limit: limits.context }.into());
             }
         }
+        self.exchange.top.clear();
+        if self.exchange.leaves_out {
+            self.exchange.top.extend_from_slice(top);
+        }
         let mut done = vec![0; self.programs.len()];
         for stage in &self.plan.stages {
             let Some(program) = &mut self.programs[stage.device] else {
@@ -102,7 +177,7 @@ impl Execution {
             program.run(done[stage.device], step, &mut self.exchange)?;
             done[stage.device] += 1;
         }
-        Ok(self.logits_mut(step.outputs.len()))
+        Ok(())
     }
 
     /// Gives back what the devices hold, as after one was lost. Steps fail from then on.
@@ -125,10 +200,13 @@ impl Execution {
         Ok(())
     }
 
-    /// The logits of the wanted rows as the last step left them, `[outputs, vocab]`, for the caller to change.
-    pub fn logits_mut(&mut self, outputs: usize) -> &mut [f32] {
-        let len = outputs * self.graph.vocab();
-        &mut self.exchange.get_mut(self.graph.logits())[..len]
+    /// The logits of the wanted rows as the last step left them, `[outputs, vocab]`, and for each row the ids that it
+    /// holds: none where it holds all. In all other places it has minus infinity, and a caller that changes logits leaves
+    /// those as they are.
+    pub fn logits_mut(&mut self, outputs: usize) -> (&mut [f32], &[Vec<u32>]) {
+        let Exchange { buffers, logits, vocab, kept, .. } = &mut self.exchange;
+        let logits = buffers[logits.index()].as_mut().expect("the logits leave the graph");
+        (&mut logits[..outputs * *vocab], &kept[..outputs])
     }
 
     /// A tapped value as the last step left it, `[T or R, width]`.

@@ -2,7 +2,7 @@
 //! kernel by kernel.
 //!
 //! ```text
-//! cargo run --release -p vulkan --example layers -- 4b q4_0 ROWS... [--layers N] [--context N] [--profile]
+//! cargo run --release -p vulkan --example layers -- 4b q4_0 ROWS... [--layers N] [--context N] [--top N] [--profile]
 //! ```
 //!
 //! ROWS are tokens a step: 1 or 16 is decoding of as many sequences, p512 is a prompt of 512 tokens. Set
@@ -145,7 +145,7 @@ fn graph(shape: &Shape, dtype: DType, layers: usize) -> Graph {
 
 /// A step of so many sequences with one token each, or of one with all.
 /// Returns its seconds.
-fn run(execution: &mut Execution, rows: usize, prompt: bool, past: usize, blocks: usize) -> f64 {
+fn run(execution: &mut Execution, rows: usize, prompt: bool, past: usize, blocks: usize, top: usize) -> f64 {
     let groups = execution.graph().windows().len();
     let ids: Vec<u32> = (0..rows as u32).map(|i| i * 37 + 11).collect();
     let table = |sequence: usize| vec![(0..blocks).map(|i| (sequence * blocks + i) as u32).collect::<Vec<_>>(); groups];
@@ -159,9 +159,17 @@ fn run(execution: &mut Execution, rows: usize, prompt: bool, past: usize, blocks
     let outputs: Vec<u32> = if prompt { vec![rows as u32 - 1] } else { (0..rows as u32).collect() };
     let step = Step { ids: &ids, positions: &positions, spans: &spans, outputs: &outputs };
     let begin = Instant::now();
-    let logits = execution.run(&step).expect("a step");
+    execution.run_top(&step, &vec![top; outputs.len()]).expect("a step");
     let seconds = begin.elapsed().as_secs_f64();
-    assert!(logits.iter().all(|logit| logit.is_finite()), "logits are not finite");
+    let (logits, kept) = execution.logits_mut(outputs.len());
+    let mut rows = logits.chunks_exact(logits.len() / kept.len()).zip(kept);
+    assert!(
+        rows.all(|(row, kept)| match kept.is_empty() {
+            true => row.iter().all(|logit| logit.is_finite()),
+            false => kept.iter().all(|id| row[*id as usize].is_finite()),
+        }),
+        "logits are not finite"
+    );
     seconds
 }
 
@@ -175,6 +183,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     };
     let profile = flag("--profile", false).is_some();
     let context: usize = flag("--context", true).map_or(Ok(512), |text| text.parse())?;
+    // Largest logits of each row that leave the device; 0 is all.
+    let top: usize = flag("--top", true).map_or(Ok(1), |text| text.parse())?;
     let layers = flag("--layers", true).map(|text| text.parse::<usize>()).transpose()?;
     let device = flag("--device", true).map(|text| text.parse::<usize>()).transpose()?;
     let (name, dtype) = (words.first().ok_or("a shape is missing")?, words.get(1).ok_or("a type is missing")?);
@@ -223,11 +233,11 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     for (rows, prompt) in asked {
         let past = if prompt { 0 } else { context };
         for _ in 0..3 {
-            run(&mut execution, rows, prompt, past, blocks);
+            run(&mut execution, rows, prompt, past, blocks, top);
         }
         vulkan.profile();
         let submits = vulkan.submits();
-        let mut times: Vec<f64> = (0..20).map(|_| run(&mut execution, rows, prompt, past, blocks)).collect();
+        let mut times: Vec<f64> = (0..20).map(|_| run(&mut execution, rows, prompt, past, blocks, top)).collect();
         times.sort_by(f64::total_cmp);
         let (median, least, most) = (times[times.len() / 2], times[0], times[times.len() - 1]);
         println!(

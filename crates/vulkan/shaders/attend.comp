@@ -9,6 +9,7 @@
 #version 460
 #extension GL_GOOGLE_include_directive : require
 #include "memory.glsl"
+#include "fragments.glsl"
 #include "activation.glsl"
 #include "rope.glsl"
 #include "quantise.glsl"
@@ -37,8 +38,10 @@ layout(constant_id = 13) const float EPS = 0.0;
 layout(constant_id = 14) const float MAGNITUDE = 1.0;
 layout(constant_id = 15) const float SCALE = 1.0;
 layout(constant_id = 16) const float CAP = 1.0;
-// The result as bytes in groups of 32, not as floats.
-layout(constant_id = 17) const bool BYTES = false;
+// The result: floats, bytes in groups of 32, or halves in the order of fragments. The cache holds halves without a scale of
+// their own, and the result is between the least and the largest of its values, so it has none either.
+layout(constant_id = 17) const uint FORM = 1;
+const uint FLOATS = 1, BYTES = 2, FRAGMENTS = 8;
 
 const uint BLOCK_TOKENS = 32;
 const uint LANES = gl_WorkGroupSize.x / SUBGROUPS;
@@ -67,7 +70,7 @@ layout(push_constant, std430) uniform Push {
     // How many shares of a tile are done; `PARTIAL` words on, share by share and query by query, in words of four: HEAD_DIM
     // sums, and a word with the maximum and the sum of the weights.
     SharedU partial;
-    // Floats, or bytes with their scales.
+    // Floats, or bytes or halves with their scales.
     WriteU result;
     WriteU2 scales;
     uint kv_heads;
@@ -425,7 +428,16 @@ void main() {
     }
     barrier();
     uint out_base = (tile.x * heads + first_head) * HEAD_DIM;
-    if (BYTES) {
+    if (FORM == FRAGMENTS) {
+        for (uint w = gl_LocalInvocationIndex; w < there * HEAD_DIM / 4; w += gl_WorkGroupSize.x) {
+            vec4 v = vec4(row[4 * w], row[4 * w + 1], row[4 * w + 2], row[4 * w + 3]);
+            uint word = first_head * (HEAD_DIM / 4) + w;
+            WriteU2(result).at[fragment(tile.x, word, heads * HEAD_DIM)] = fragment_halves(v);
+        }
+        if (gl_WorkGroupID.y == 0 && gl_LocalInvocationIndex == 0) {
+            scales.at[tile.x] = uvec2(floatBitsToUint(1.0), 0);
+        }
+    } else if (FORM == BYTES) {
         // Whole groups of eight invocations are inside or outside: a head is whole groups of 32 elements.
         for (uint w = gl_LocalInvocationIndex; w < there * HEAD_DIM / 4; w += gl_WorkGroupSize.x) {
             vec4 v = vec4(row[4 * w], row[4 * w + 1], row[4 * w + 2], row[4 * w + 3]);

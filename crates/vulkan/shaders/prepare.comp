@@ -2,12 +2,14 @@
 //
 //   s = x + y            or  s = x + norm(y) * w1   or  s = x      (kept where `sum` is written)
 //   h = norm(s) * w2     or  h = s
-//   result: h as floats, as bytes in groups of 32, or as halves under one scale a row
+//   result: h as floats, as bytes in groups of 32, or as halves under one scale a row, in the order of
+//   rows or in that of `gemm_fragments.comp`
 //
 // One workgroup a row. `width` elements a row; norms are over the row. The row is read once and stays in registers.
 #version 460
 #extension GL_GOOGLE_include_directive : require
 #include "memory.glsl"
+#include "fragments.glsl"
 #include "reduce.glsl"
 #include "quantise.glsl"
 
@@ -20,7 +22,7 @@ layout(constant_id = 2) const bool KEEP_SUM = false;
 layout(constant_id = 3) const bool NORM = false;
 // Forms of the result, a bit each.
 layout(constant_id = 4) const uint FORMS = 1;
-const uint FLOATS = 1, BYTES = 2, HALVES = 4;
+const uint FLOATS = 1, BYTES = 2, HALVES = 4, FRAGMENTS = 8;
 // Words of four elements that an invocation holds.
 layout(constant_id = 5) const uint EACH = 1;
 // The width is no multiple of 4.
@@ -113,7 +115,7 @@ void main() {
         }
     }
     float factor = 0.0;
-    if ((FORMS & HALVES) != 0) {
+    if ((FORMS & (HALVES | FRAGMENTS)) != 0) {
         // Scaled so that the largest is 256: halves hold what is 2^24 times smaller, and sums of products stay small.
         float largest = 0.0;
         [[unroll]] for (uint e = 0; e < EACH; ++e) {
@@ -137,10 +139,10 @@ void main() {
             if ((FORMS & BYTES) != 0) {
                 store_word(quants, scales, base / 4 + word, s[e]);
             }
-            if ((FORMS & HALVES) != 0) {
+            if ((FORMS & (HALVES | FRAGMENTS)) != 0) {
                 vec4 v = s[e] * factor;
-                // In the order of `halves.glsl`.
-                WriteU2(quants).at[base / 4 + word] = uvec2(packHalf2x16(v.xz), packHalf2x16(v.yw));
+                uint to = (FORMS & FRAGMENTS) != 0 ? fragment(row, word, width) : base / 4 + word;
+                WriteU2(quants).at[to] = fragment_halves(v);
             }
         }
     }

@@ -13,10 +13,10 @@ float workgroup_sum(float x) {
     }
     barrier();
     float sum = 0.0;
-    for (uint i = 0; i < gl_NumSubgroups; ++i) {
+    for (uint i = gl_SubgroupInvocationID; i < gl_NumSubgroups; i += gl_SubgroupSize) {
         sum += reduced[i];
     }
-    return sum;
+    return subgroupAdd(sum);
 }
 
 float workgroup_max(float x) {
@@ -27,8 +27,8 @@ float workgroup_max(float x) {
     }
     barrier();
     float most = reduced[0];
-    for (uint i = 1; i < gl_NumSubgroups; ++i) {
+    for (uint i = gl_SubgroupInvocationID; i < gl_NumSubgroups; i += gl_SubgroupSize) {
         most = max(most, reduced[i]);
     }
-    return most;
+    return subgroupMax(most);
 }

@@ -69,6 +69,9 @@ pub struct Capabilities {
     pub integer_dot: bool,
     /// Matrix products of halves, where the device has them for a whole subgroup.
     pub cooperative_matrix: Option<MatrixShape>,
+    /// Whether invocations may make matrices of their own elements: once the device is open, whether these are where a
+    /// kernel for it wants them.
+    pub matrix_fragments: bool,
     /// Device memory that the processor reaches as well: weights are written once, in place.
     pub unified: bool,
     /// Whether it reports what memory is left.
@@ -84,7 +87,8 @@ pub struct Capabilities {
 }
 
 /// Capabilities that can be left unused, by name: the fallbacks are what other devices run.
-pub const OPTIONAL: [&str; 4] = ["integer-dot", "cooperative-matrix", "unified-memory", "memory-budget"];
+pub const OPTIONAL: [&str; 5] =
+    ["integer-dot", "cooperative-matrix", "matrix-fragments", "unified-memory", "memory-budget"];
 
 impl Capabilities {
     /// Leaves capabilities unused.
@@ -95,7 +99,8 @@ impl Capabilities {
         for name in names {
             match name.as_str() {
                 "integer-dot" => self.integer_dot = false,
-                "cooperative-matrix" => self.cooperative_matrix = None,
+                "cooperative-matrix" => (self.cooperative_matrix, self.matrix_fragments) = (None, false),
+                "matrix-fragments" => self.matrix_fragments = false,
                 "unified-memory" => self.unified = false,
                 "memory-budget" => self.memory_budget = false,
                 _ => {
@@ -111,6 +116,7 @@ impl Capabilities {
         match name {
             "integer-dot" => self.integer_dot,
             "cooperative-matrix" => self.cooperative_matrix.is_some(),
+            "matrix-fragments" => self.matrix_fragments,
             "unified-memory" => self.unified,
             "memory-budget" => self.memory_budget,
             _ => false,
@@ -183,6 +189,7 @@ impl Capabilities {
             has(khr::cooperative_matrix::NAME) && v12.shader_float16 == vk::TRUE && v12.vulkan_memory_model == vk::TRUE;
         let driver_text =
             |text: Result<&std::ffi::CStr, _>| text.map(|text| text.to_string_lossy().into_owned()).unwrap_or_default();
+        let matrix = if matrix { matrix_shape(entry, instance, physical) } else { None };
         let version = plain.api_version;
         Ok(Capabilities {
             driver: format!(
@@ -201,7 +208,8 @@ impl Capabilities {
             // A processor has no such instruction reported, but the path is tested there.
             integer_dot: kind == Kind::Software
                 || dots.integer_dot_product4x8_bit_packed_signed_accelerated == vk::TRUE,
-            cooperative_matrix: if matrix { matrix_shape(entry, instance, physical) } else { None },
+            cooperative_matrix: matrix,
+            matrix_fragments: size == 32 && matrix.is_some_and(MatrixShape::is_square),
             unified: kind != Kind::Discrete && has_unified_memory(instance, physical),
             memory_budget: has(ash::ext::memory_budget::NAME),
             shared_bytes: plain.limits.max_compute_shared_memory_size,

@@ -51,6 +51,7 @@ struct ProgramMemory {
     scales: Place,
     made: Place,
     partial: Place,
+    top: Place,
     layout: InboxLayout,
     lists: Vec<TileList>,
     /// Values the processor writes, in the order of the layout.
@@ -178,6 +179,7 @@ impl<'a, 'b> Compiler<'a, 'b> {
             scales,
             made,
             partial,
+            top,
             lists,
             layout,
             host_values,
@@ -189,7 +191,7 @@ impl<'a, 'b> Compiler<'a, 'b> {
         let mut cache = |bytes| Ok::<_, VulkanError>([slabs.take(bytes)?, slabs.take(bytes)?]);
         let caches = caches.into_iter().map(|bytes| bytes.map(&mut cache).transpose()).collect::<Result<_, _>>()?;
         let (quants, scales) = (slabs.take(quants)?, slabs.take(scales)?);
-        let (made, partial) = (slabs.take(made)?, slabs.take(partial)?);
+        let (made, partial, top) = (slabs.take(made)?, slabs.take(partial)?, slabs.take(top)?);
         // What nobody has written yet reads as zeros, the same in every run.
         context.run_once(|commands| {
             for slab in &slabs.buffers {
@@ -212,6 +214,7 @@ impl<'a, 'b> Compiler<'a, 'b> {
             scales,
             made,
             partial,
+            top,
             layout,
             lists,
             host_values,
@@ -261,7 +264,17 @@ impl<'a, 'b> Compiler<'a, 'b> {
                 Kind::One => {
                     let node = &graph.nodes()[group.nodes.start];
                     if let (Op::Embed { table, scale }, Some(out)) = (&node.op, node.output) {
-                        embeds.push((graph.weight(*table).clone(), *scale, self.host_value(out, memory)));
+                        let weight = graph.weight(*table);
+                        match self.matrices.get(table).filter(|(_, format)| format.is_of(weight.dtype)) {
+                            Some((place, format)) => operations.push(Operation::Embed {
+                                weight: place.address,
+                                format: *format,
+                                rows: weight.rows as u32,
+                                factor: *scale,
+                                out: self.matrix(out, memory),
+                            }),
+                            None => embeds.push((weight.clone(), *scale, self.host_value(out, memory))),
+                        }
                     } else {
                         operations.push(self.one(node, memory));
                     }
@@ -270,7 +283,8 @@ impl<'a, 'b> Compiler<'a, 'b> {
         }
         let outputs = stage.outputs.iter().map(|value| {
             let at = memory.out_values.iter().find(|(own, _)| own == value).expect("listed above").1;
-            OutValue { value: *value, matrix: self.matrix(*value, memory), outbox: at }
+            let is_logits = *value == graph.logits();
+            OutValue { value: *value, matrix: self.matrix(*value, memory), outbox: at, is_logits }
         });
         StageProgram {
             inputs: stage.inputs.iter().map(|value| (*value, self.host_value(*value, memory))).collect(),
@@ -416,6 +430,7 @@ impl<'a, 'b> Compiler<'a, 'b> {
         let addresses = Addresses {
             positions: base + memory.layout.positions,
             outputs: base + memory.layout.outputs,
+            ids: base + memory.layout.ids,
             places: memory.layout.places.iter().map(|at| base + at).collect(),
             tiles: memory.layout.tiles.iter().map(|at| base + at).collect(),
             tables: base + memory.layout.tables,
@@ -423,6 +438,7 @@ impl<'a, 'b> Compiler<'a, 'b> {
             scales: memory.scales.address,
             made: memory.made.address,
             partial: memory.partial.address,
+            top: memory.top.address,
         };
         let graph = self.share.graph;
         let caches = graph.caches().iter().zip(&memory.caches).filter_map(|(cache, places)| {

@@ -10,6 +10,8 @@ pub(crate) struct InboxLayout {
     pub(crate) positions: u64,
     /// Wanted rows, `[R]`.
     pub(crate) outputs: u64,
+    /// Token ids, `[T]`.
+    pub(crate) ids: u64,
     /// For each group of caches, where each token goes: block * KV_BLOCK_TOKENS + slot, `[T]`.
     pub(crate) places: Vec<u64>,
     /// For each list of tiles: (first row, rows, token of the first row, begin of its block table).
@@ -40,6 +42,7 @@ impl InboxLayout {
         InboxLayout {
             positions: take(tokens * 4),
             outputs: take(limits.outputs as u64 * 4),
+            ids: take(tokens * 4),
             places: graph.windows().iter().map(|_| take(tokens * 4)).collect(),
             tiles: lists.iter().map(|_| take(tokens * 16)).collect(),
             values: values.iter().map(|bytes| take(*bytes)).collect(),
@@ -63,6 +66,7 @@ pub(crate) fn tile_counts(lists: &[TileList], step: &Step<'_>) -> Vec<u32> {
 pub(crate) fn write(layout: &InboxLayout, lists: &[TileList], step: &Step<'_>, bytes: &mut [u8]) {
     put(bytes, layout.positions, step.positions.iter().copied());
     put(bytes, layout.outputs, step.outputs.iter().copied());
+    put(bytes, layout.ids, step.ids.iter().copied());
     for (group, at) in layout.places.iter().enumerate() {
         let places = step.spans.iter().flat_map(|span| {
             let token = move |i: usize| span.past + i;
@@ -114,18 +118,20 @@ mod tests {
             tiles: vec![1024],
             values: vec![],
             tables: 1280,
+            ids: 1536,
         };
         let tables = [[vec![4, 5], vec![6, 7]], [vec![8], vec![9]]];
         let spans =
             [Span { rows: 0..3, past: 31, tables: &tables[0] }, Span { rows: 3..4, past: 2, tables: &tables[1] }];
-        let step = Step { ids: &[0; 4], positions: &[31, 32, 33, 2], spans: &spans, outputs: &[2, 3] };
-        let mut bytes = vec![0; 1536];
+        let step = Step { ids: &[7, 0, 9, 3], positions: &[31, 32, 33, 2], spans: &spans, outputs: &[2, 3] };
+        let mut bytes = vec![0; 1792];
         write(&layout, &lists, &step, &mut bytes);
         let words = |at: usize, n: usize| -> Vec<u32> {
             bytes[at..at + 4 * n].as_chunks::<4>().0.iter().map(|word| u32::from_le_bytes(*word)).collect()
         };
         assert_eq!(words(0, 4), [31, 32, 33, 2]);
         assert_eq!(words(256, 2), [2, 3]);
+        assert_eq!(words(1536, 4), [7, 0, 9, 3]);
         assert_eq!(words(512, 4), [4 * 32 + 31, 5 * 32, 5 * 32 + 1, 8 * 32 + 2]);
         assert_eq!(words(768, 4), [6 * 32 + 31, 7 * 32, 7 * 32 + 1, 9 * 32 + 2]);
         assert_eq!(words(1024, 12), [0, 2, 31, 2, 2, 1, 33, 2, 3, 1, 2, 5]);

@@ -101,6 +101,7 @@ pub(crate) mod form {
     pub(crate) const FLOATS: u32 = 1;
     pub(crate) const BYTES: u32 = 2;
     pub(crate) const HALVES: u32 = 4;
+    pub(crate) const FRAGMENTS: u32 = 8;
 }
 
 /// `heads.comp`.
@@ -191,6 +192,36 @@ pub(crate) mod elementwise {
     pub(crate) const SOFT_CAP: u32 = 4;
     pub(crate) const SELECT: u32 = 5;
     pub(crate) const GATED: u32 = 6;
+}
+
+/// `fragments.comp`.
+#[repr(C)]
+#[derive(Clone, Copy, Default, Pod, Zeroable)]
+pub(crate) struct Fragments {
+    pub(crate) result: u64,
+}
+
+/// `embed.comp`.
+#[repr(C)]
+#[derive(Clone, Copy, Default, Pod, Zeroable)]
+pub(crate) struct Embed {
+    pub(crate) weight: u64,
+    pub(crate) ids: u64,
+    pub(crate) result: u64,
+    pub(crate) rows: u32,
+    pub(crate) cols: u32,
+    pub(crate) factor: f32,
+    pub(crate) count: u32,
+}
+
+/// `top.comp`.
+#[repr(C)]
+#[derive(Clone, Copy, Default, Pod, Zeroable)]
+pub(crate) struct Top {
+    pub(crate) source: u64,
+    pub(crate) result: u64,
+    pub(crate) width: u32,
+    pub(crate) padding: u32,
 }
 
 /// `stream.comp`.

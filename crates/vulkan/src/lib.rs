@@ -40,6 +40,7 @@ mod capabilities;
 mod compile;
 mod context;
 mod error;
+mod fragments;
 mod fuse;
 mod inbox;
 mod instance;
@@ -57,6 +58,7 @@ mod rates;
 mod record;
 mod room;
 mod shaders;
+mod top;
 mod tuning;
 mod upload;
 mod variants;
@@ -135,9 +137,12 @@ impl Vulkan {
         let (physical, capabilities) = instance.choose(options.index)?;
         let capabilities = capabilities.without(&options.without)?;
         let context = Context::open(instance, physical, capabilities, options.cache, options.submit_bound)?;
+        let mut context = Arc::new(context);
+        let fragments = fragments::are_known(&context)?;
+        Arc::get_mut(&mut context).expect("nothing else holds it yet").capabilities.matrix_fragments = fragments;
         Ok(Vulkan {
             name: options.index.map_or("vulkan".to_owned(), |index| format!("vulkan:{index}")),
-            context: Arc::new(context),
+            context,
             profile: Arc::new(Profile::new(options.profile)),
             read_bytes_per_s: OnceLock::new(),
             kernel_rates: OnceLock::new(),

@@ -6,7 +6,8 @@ use crate::{
     capabilities::{Capabilities, Kind},
     kernels::{self, Dispatch, elementwise, form},
     operation::{AttentionAt, HeadPartAt, HeadsAt, Matrix, NormAt, Operation},
-    products::MATRIX_SHARED_BYTES,
+    pack::Format,
+    products::{MATRIX_SHARED_BYTES, Method},
     shaders::Shader,
     tuning::Tuning,
 };
@@ -23,6 +24,8 @@ pub(crate) struct Bucket {
     pub(crate) many: bool,
     /// Tokens of the longest sequence, rounded up to a power of two.
     pub(crate) longest: u32,
+    /// Largest logits that are found of each row; 0 where all of them leave.
+    pub(crate) top: u32,
 }
 
 /// What dispatches are made with.
@@ -35,6 +38,8 @@ pub(crate) struct Lister<'a> {
     pub(crate) list: Vec<Dispatch>,
     /// The value that lies as bytes in [`Addresses::made`], and as floats nowhere.
     pub(crate) made: Option<Matrix>,
+    /// The value that lies as fragments in [`Addresses::quants`], and as floats nowhere.
+    pub(crate) halved: Option<Matrix>,
 }
 
 /// Memory that belongs to the program and not to one operation.
@@ -42,6 +47,7 @@ pub(crate) struct Lister<'a> {
 pub(crate) struct Addresses {
     pub(crate) positions: u64,
     pub(crate) outputs: u64,
+    pub(crate) ids: u64,
     pub(crate) places: Vec<u64>,
     pub(crate) tiles: Vec<u64>,
     pub(crate) tables: u64,
@@ -52,6 +58,8 @@ pub(crate) struct Addresses {
     pub(crate) made: u64,
     /// Shares of attention, behind counts of those that are done.
     pub(crate) partial: u64,
+    /// The largest logits of each row, and behind them those of parts of rows.
+    pub(crate) top: u64,
 }
 
 /// Invocations of the workgroups of attention: keys of a chunk.
@@ -142,6 +150,9 @@ impl Lister<'_> {
                 }
                 Operation::Norm { x, norm, group, out } => self.norm(x, *norm, *group, out),
                 Operation::Element { op, kind, factor, a, b, out } => self.element(*op, *kind, *factor, a, *b, out),
+                Operation::Embed { weight, format, rows, factor, out } => {
+                    self.embed(*weight, *format, *rows, *factor, out);
+                }
                 Operation::Select { x, out } => self.select(x, out),
             }
         }
@@ -206,6 +217,13 @@ impl Lister<'_> {
         let mut reads = vec![a];
         reads.extend(b.as_ref());
         self.push(dispatch, &reads, &[out]);
+    }
+
+    fn embed(&mut self, weight: u64, format: Format, rows: u32, factor: f32, out: &Matrix) {
+        let (count, ids) = (self.count(out.rows), self.addresses.ids);
+        let push = kernels::Embed { weight, ids, result: out.address, rows, cols: out.width, factor, count };
+        let dispatch = Dispatch::new(Shader::Embed, vec![(0, format as u32)], &push, rows_of_groups(count));
+        self.push(dispatch, &[], &[out]);
     }
 
     fn select(&mut self, x: &Matrix, out: &Matrix) {
@@ -282,8 +300,13 @@ impl Lister<'_> {
         // Its registers leave room for half as many workgroups side by side as those of other kernels do.
         let most = (full(self.capabilities) / 2 / (tiles * columns).max(1)).clamp(1, 16);
         let splits = seen.div_ceil(32).clamp(1, most);
-        let bytes = at.head_dim.is_multiple_of(32) && self.wants_bytes(next, &at.out);
-        let (result, scales) = if bytes { self.made(&at.out) } else { (at.out.address, 0) };
+        let bytes = at.head_dim.is_multiple_of(32) && self.wants(next, &at.out, Method::Gemv { integer: true });
+        let halves = at.halves && self.wants(next, &at.out, Method::GemmFragments);
+        let (form, (result, scales)) = match (bytes, halves) {
+            (true, _) => (form::BYTES, self.made(&at.out)),
+            (_, true) => (form::FRAGMENTS, (self.addresses.quants, self.addresses.scales)),
+            _ => (form::FLOATS, (at.out.address, 0)),
+        };
         let parts = &heads.parts;
         let push = kernels::Attend {
             source: [0, 1, 2].map(|i| parts[i].source.address),
@@ -323,7 +346,7 @@ impl Lister<'_> {
             (14, heads.rope.map_or(1.0, |rope| rope.magnitude).to_bits()),
             (15, at.scale.to_bits()),
             (16, at.softcap.unwrap_or(1.0).to_bits()),
-            (17, bits(bytes)),
+            (17, form),
         ];
         let mut dispatch = Dispatch::new(Shader::Attend, constants, &push, [tiles, columns, splits]);
         dispatch.work = 4 * u64::from(seen) * u64::from(at.q.width) * u64::from(self.bucket.tokens);
@@ -340,6 +363,10 @@ impl Lister<'_> {
         if bytes {
             dispatch.writes.extend(self.made_ranges(&at.out));
             self.made = Some(at.out);
+            self.push(dispatch, &reads.iter().collect::<Vec<_>>(), &[]);
+        } else if halves {
+            dispatch.writes.extend(self.prepared_ranges(form, self.count(at.out.rows), at.out.width));
+            self.halved = Some(at.out);
             self.push(dispatch, &reads.iter().collect::<Vec<_>>(), &[]);
         } else {
             self.push(dispatch, &reads.iter().collect::<Vec<_>>(), &[&at.out]);
@@ -437,8 +464,8 @@ pub(crate) fn rows_of_groups(rows: u32) -> [u32; 3] {
 impl Addresses {
     /// Shows every address to `visit`.
     pub(crate) fn visit(&mut self, visit: &dyn Fn(&mut u64)) {
-        let Addresses { positions, outputs, places, tiles, tables, quants, scales, made, partial } = self;
-        [positions, outputs, tables, quants, scales, made, partial].into_iter().for_each(visit);
+        let Addresses { positions, outputs, ids, places, tiles, tables, quants, scales, made, partial, top } = self;
+        [positions, outputs, ids, tables, quants, scales, made, partial, top].into_iter().for_each(visit);
         places.iter_mut().chain(tiles).for_each(visit);
     }
 }

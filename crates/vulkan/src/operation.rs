@@ -132,6 +132,14 @@ pub(crate) enum Operation {
         b: Option<Matrix>,
         out: Matrix,
     },
+    /// Rows of a weight that products read as well, times a factor.
+    Embed {
+        weight: u64,
+        format: Format,
+        rows: u32,
+        factor: f32,
+        out: Matrix,
+    },
     /// The wanted rows.
     Select {
         x: Matrix,
@@ -162,6 +170,7 @@ impl Operation {
             }
             Operation::Attention(attention) => matrices.extend([&mut attention.q, &mut attention.out]),
             Operation::Norm { x, out, .. } | Operation::Select { x, out } => matrices.extend([x, out]),
+            Operation::Embed { out, .. } => matrices.push(out),
             Operation::Element { a, b, out, .. } => {
                 matrices.extend([a, out]);
                 matrices.extend(b.as_mut());

@@ -61,6 +61,12 @@ impl Format {
         }
     }
 
+    /// Whether it holds all that elements of this type are.
+    pub(crate) fn is_of(self, dtype: DType) -> bool {
+        Format::of(dtype, Arithmetic::Fast) == Format::of(dtype, Arithmetic::F32)
+            && Format::of(dtype, Arithmetic::Fast) == self
+    }
+
     /// Whether elements are floats, not quants under scales.
     pub(crate) fn is_float(self) -> bool {
         self <= Format::BF16

@@ -5,7 +5,7 @@ use graph::Arithmetic;
 use crate::{
     capabilities::Kind,
     kernels::{self, Dispatch, elementwise, epilogue, form},
-    list::{Lister, bits, row_width, rows_of_groups},
+    list::{Addresses, Lister, bits, row_width, rows_of_groups},
     operation::{AfterAt, LinearAt, Matrix, Operation, ProductAt},
     pack::Format,
     shaders::Shader,
@@ -20,6 +20,9 @@ pub(crate) const MATRIX_SHARED_BYTES: u32 = 48 << 10;
 
 /// Rows of activations up to which integers are faster than matrix units.
 const FEW_ROWS: u32 = 4;
+
+/// The same where invocations make matrices of their own elements.
+const PAIR: u32 = 2;
 
 /// Rows of activations up to which workgroups prepare them themselves.
 const PROLOGUE_ROWS: u32 = 1;
@@ -39,10 +42,11 @@ struct Input<'a> {
 
 /// How a product is computed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Method {
+pub(crate) enum Method {
     Gemv { integer: bool },
     Gemm,
     GemmFew,
+    GemmFragments,
     GemmMatrix,
 }
 
@@ -52,6 +56,7 @@ impl Method {
             Method::Gemv { integer: true } => form::BYTES,
             Method::Gemv { integer: false } | Method::Gemm => form::FLOATS,
             Method::GemmFew | Method::GemmMatrix => form::HALVES,
+            Method::GemmFragments => form::FRAGMENTS,
         }
     }
 }
@@ -66,6 +71,11 @@ impl Lister<'_> {
             .cooperative_matrix
             .filter(|_| fast && room && linear.format != Format::F32 && cols.is_multiple_of(32));
         match matrices {
+            Some(_)
+                if self.capabilities.matrix_fragments && count > PAIR && count <= 64 && cols.is_multiple_of(128) =>
+            {
+                Method::GemmFragments
+            }
             Some(shape) if count > FEW_ROWS && count <= 64 && shape.is_square() => Method::GemmFew,
             Some(_) if count > GEMV_ROWS => Method::GemmMatrix,
             _ if count <= GEMV_ROWS => {
@@ -87,12 +97,13 @@ impl Lister<'_> {
         // The floats that products read: what was summed or given, unless a norm comes after.
         let plain = product.sum.unwrap_or(product.x);
         let floats = if product.norm.is_some() { product.input } else { plain };
+        let is_halved = self.halved.take().is_some_and(|halved| halved == product.x);
         let prologue = ready.is_none() && self.in_prologue(product, &methods, count);
-        if ready.is_none() && !prologue {
+        if ready.is_none() && !is_halved && !prologue {
             self.prepare(product, count, forms);
         }
         let bytes = match product.after {
-            AfterAt::Gated { out, .. } => ready.is_none() && self.wants_bytes(next, &out),
+            AfterAt::Gated { out, .. } => ready.is_none() && self.wants(next, &out, Method::Gemv { integer: true }),
             _ => false,
         };
 
@@ -151,7 +162,7 @@ impl Lister<'_> {
     fn gates(&self, linears: &[LinearAt], method: Method) -> bool {
         let together = match method {
             Method::Gemv { .. } => self.count(linears[0].out.rows) <= 8,
-            Method::GemmFew => true,
+            Method::GemmFew | Method::GemmFragments => true,
             Method::Gemm | Method::GemmMatrix => false,
         };
         together
@@ -162,7 +173,7 @@ impl Lister<'_> {
 
     fn prepare(&mut self, product: &ProductAt, count: u32, forms: u32) {
         let width = product.input.width;
-        let mut write = forms & (form::BYTES | form::HALVES);
+        let mut write = forms & (form::BYTES | form::HALVES | form::FRAGMENTS);
         if product.norm.is_some() && (forms & form::FLOATS != 0 || product.input_is_read) {
             write |= form::FLOATS;
         }
@@ -200,15 +211,8 @@ impl Lister<'_> {
             (6, bits(!width.is_multiple_of(4))),
         ];
         let mut dispatch = Dispatch::new(Shader::Prepare, constants, &push, rows_of_groups(count));
-        if write & form::BYTES != 0 {
-            let bytes = u64::from(count) * u64::from(width);
-            dispatch.writes.push(self.addresses.quants..self.addresses.quants + bytes);
-            dispatch.writes.push(self.addresses.scales..self.addresses.scales + bytes / 4);
-        }
-        if write & form::HALVES != 0 {
-            let bytes = u64::from(count) * u64::from(width) * 2;
-            dispatch.writes.push(self.addresses.quants..self.addresses.quants + bytes);
-            dispatch.writes.push(self.addresses.scales..self.addresses.scales + u64::from(count) * 8);
+        for form in [form::BYTES, form::HALVES, form::FRAGMENTS].into_iter().filter(|form| write & form != 0) {
+            dispatch.writes.extend(self.prepared_ranges(form, count, width));
         }
         dispatch.label = format!("prepare {width}");
         let mut reads = vec![&product.x];
@@ -316,10 +320,11 @@ impl Lister<'_> {
         } else if method.form() == form::FLOATS {
             reads.push(floats);
         } else {
-            let scale = if method.form() == form::HALVES { 2 } else { 1 };
-            let read = u64::from(count) * u64::from(cols) * scale;
-            dispatch.reads.push(prepared.0..prepared.0 + read);
-            dispatch.reads.push(prepared.1..prepared.1 + read / 4);
+            let ranges = match &input.made {
+                Some(made) => self.made_ranges(made),
+                None => self.prepared_ranges(method.form(), count, cols),
+            };
+            dispatch.reads.extend(ranges);
         }
         if let Some(out) = bytes {
             dispatch.writes.extend(self.made_ranges(&out));
@@ -384,6 +389,7 @@ impl Lister<'_> {
                 Dispatch::new(Shader::Gemm, constants, push, [tiles(64), push.count.div_ceil(64), 1])
             }
             Method::GemmFew => self.gemm_few(constants, push, parts, gated),
+            Method::GemmFragments => self.gemm_fragments(constants, push, parts, gated),
             Method::GemmMatrix => self.gemm_matrix(&format!("gemm_matrix {kernel}"), constants, push, parts),
         }
     }
@@ -415,6 +421,40 @@ impl Lister<'_> {
             (10, step),
         ]);
         Dispatch::new(Shader::GemmFew, constants, push, [matrices(tiles), 1, 1])
+    }
+
+    fn gemm_fragments(
+        &self,
+        mut constants: Vec<(u32, u32)>,
+        push: &kernels::Product,
+        parts: usize,
+        gated: bool,
+    ) -> Dispatch {
+        let parts = if gated { 1 } else { parts };
+        let groups = |rows: u32| -> u32 { push.rows[..parts].iter().map(|own| own.div_ceil(rows)).sum() };
+        let columns = push.count.div_ceil(16).next_power_of_two();
+        // Matrices of 16 rows that a workgroup takes, subgroups that divide the columns, and loads of activations ahead.
+        // Of many rows of activations these are most of what is read, and two matrices share them; but a kernel that
+        // has too many registers is several times slower. Measured on 132 multiprocessors.
+        let matrices = groups(16);
+        let (tiles, shares, ahead) = match (columns, matrices) {
+            (4, ..=400) if !gated && push.cols >= 8192 => (2, 8, 2),
+            (4, 4000..) if !gated => (2, 4, 2),
+            (4, _) => (1, 4, 4),
+            (_, ..=400) => (1, 8, 4),
+            (1, ..=520) => (1, 6, 4),
+            // As many as find a place at once.
+            (1, ..=700) => (1, 3, 4),
+            _ => (1, 4, 4),
+        };
+        constants.extend([
+            (1, shares * self.capabilities.subgroup),
+            (6, tiles),
+            (7, columns),
+            (8, shares),
+            (10, ahead),
+        ]);
+        Dispatch::new(Shader::GemmFragments, constants, push, [groups(16 * tiles), 1, 1])
     }
 
     fn gemm_matrix(
@@ -474,8 +514,8 @@ impl Lister<'_> {
         (rows, ahead)
     }
 
-    /// Whether the operation after the one that makes `out` is its only reader and wants bytes of it.
-    pub(crate) fn wants_bytes(&self, next: Option<&Operation>, out: &Matrix) -> bool {
+    /// Whether the operation after the one that makes `out` is its only reader, and products of this method.
+    pub(crate) fn wants(&self, next: Option<&Operation>, out: &Matrix, method: Method) -> bool {
         let Some(Operation::Product(product)) = next else { return false };
         let count = self.count(out.rows);
         product.x == *out
@@ -483,10 +523,20 @@ impl Lister<'_> {
             && product.norm.is_none()
             && !product.input_is_read
             && out.width.is_multiple_of(32)
-            && product
-                .linears
-                .iter()
-                .all(|linear| self.method(linear, out.width, count) == Method::Gemv { integer: true })
+            && product.linears.iter().all(|linear| self.method(linear, out.width, count) == method)
+    }
+
+    /// Where prepared inputs of a form lie, and their scales.
+    pub(crate) fn prepared_ranges(&self, form: u32, count: u32, width: u32) -> [std::ops::Range<u64>; 2] {
+        let (rows, element, scales) = match form {
+            // Of sixteen rows together.
+            form::FRAGMENTS => (count.next_multiple_of(16), 2, u64::from(count) * 8),
+            form::HALVES => (count, 2, u64::from(count) * 8),
+            _ => (count, 1, u64::from(count) * u64::from(width) / 4),
+        };
+        let bytes = u64::from(rows) * u64::from(width) * element;
+        let Addresses { quants: at, scales: beside, .. } = *self.addresses;
+        [at..at + bytes, beside..beside + scales]
     }
 
     /// Where `out` lies as bytes, and its scales.

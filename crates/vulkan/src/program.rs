@@ -14,7 +14,8 @@ use crate::{
     memory::{Buffer, Place, Slabs, Want},
     operation::{Matrix, Operation},
     profile::Profile,
-    record::{Recorded, Recording},
+    record::{self, Recorded, Recording},
+    top,
 };
 
 /// Recordings kept: one a size of step. Beyond it the one unused for longest goes.
@@ -34,6 +35,8 @@ pub(crate) struct OutValue {
     pub(crate) value: ValueId,
     pub(crate) matrix: Matrix,
     pub(crate) outbox: u64,
+    /// Whether it is the graph's result.
+    pub(crate) is_logits: bool,
 }
 
 /// A stage.
@@ -114,6 +117,9 @@ impl VulkanProgram {
             tiles: inbox::tile_counts(&self.owned.lists, step),
             many: step.spans.iter().any(|span| span.rows.len() > 1),
             longest: u32::try_from(longest.next_power_of_two()).unwrap_or(u32::MAX).max(128),
+            top: self
+                .logits(stage)
+                .map_or(0, |out| top::wanted(exchange, step.outputs.len(), out.matrix.width as usize)),
         };
         self.steps += 1;
         let generation = self.context.tuning.generation();
@@ -132,7 +138,12 @@ impl VulkanProgram {
         if is_outdated {
             self.recordings.remove(&bucket);
         }
-        self.read_outbox(stage, step, exchange)
+        self.read_outbox(stage, step, exchange, bucket.top)
+    }
+
+    /// The logits, where they leave this stage.
+    fn logits(&self, stage: usize) -> Option<OutValue> {
+        self.stages[stage].outputs.iter().find(|out| out.is_logits).copied()
     }
 
     fn record(&mut self, stage: usize, bucket: &Bucket, step: &Step<'_>) -> Result<(), VulkanError> {
@@ -148,15 +159,19 @@ impl VulkanProgram {
             addresses: &self.owned.addresses,
             list: Vec::new(),
             made: None,
+            halved: None,
         };
         lister.add(&self.stages[stage].operations);
+        if let Some(logits) = self.logits(stage).filter(|_| bucket.top > 0) {
+            lister.top(&logits.matrix);
+        }
         let list = lister.list;
         let recording = Recording {
             context: &self.context,
             owned: &self.owned,
             timed: self.profile.is_on(),
             mirrored: self.mirrored(stage, step),
-            outputs: self.outputs(stage, step),
+            outputs: self.outputs(stage, step, bucket.top),
         };
         let recorded = recording.record(&list)?;
         self.recordings.insert(bucket.clone(), (recorded, self.steps));
@@ -168,7 +183,7 @@ impl VulkanProgram {
     fn mirrored(&self, stage: usize, step: &Step<'_>) -> Vec<(u64, u64)> {
         let layout = &self.owned.layout;
         let (tokens, outputs) = (step.tokens() as u64, step.outputs.len() as u64);
-        let mut parts = vec![(layout.positions, tokens * 4), (layout.outputs, outputs * 4)];
+        let mut parts = vec![(layout.positions, tokens * 4), (layout.outputs, outputs * 4), (layout.ids, tokens * 4)];
         parts.extend(layout.places.iter().map(|at| (*at, tokens * 4)));
         parts.extend(layout.tiles.iter().map(|at| (*at, tokens * 16)));
         let values = self.stages[stage].inputs.iter().map(|(_, value)| value);
@@ -179,10 +194,15 @@ impl VulkanProgram {
         parts
     }
 
-    fn outputs(&self, stage: usize, step: &Step<'_>) -> Vec<(u64, u64, u64)> {
+    /// What is copied to the outbox, (address, begin there, bytes): of the logits the `top` largest, unless that is 0.
+    fn outputs(&self, stage: usize, step: &Step<'_>, top: u32) -> Vec<(u64, u64, u64)> {
         let outputs = self.stages[stage].outputs.iter();
         outputs
             .map(|out| {
+                if out.is_logits && top > 0 {
+                    let bytes = step.outputs.len() as u64 * u64::from(top) * top::PAIR_BYTES;
+                    return (self.owned.addresses.top, out.outbox, bytes);
+                }
                 let bytes = (count(out.matrix.rows, step) * out.matrix.width as usize) as u64 * 4;
                 (out.matrix.address, out.outbox, bytes)
             })
@@ -248,25 +268,68 @@ impl VulkanProgram {
         Ok(())
     }
 
-    fn read_outbox(&mut self, stage: usize, step: &Step<'_>, exchange: &mut Exchange) -> Result<(), VulkanError> {
-        let Some(bytes) = self.owned.outbox.bytes_mut() else {
-            return Err(VulkanError::Call { call: "vkMapMemory", result: vk::Result::ERROR_MEMORY_MAP_FAILED });
-        };
-        for out in &self.stages[stage].outputs {
+    fn read_outbox(
+        &mut self,
+        stage: usize,
+        step: &Step<'_>,
+        exchange: &mut Exchange,
+        top: u32,
+    ) -> Result<(), VulkanError> {
+        let bytes = outbox_bytes(&mut self.owned)?;
+        for out in self.stages[stage].outputs.iter().filter(|out| top == 0 || !out.is_logits) {
             let len = count(out.matrix.rows, step) * out.matrix.width as usize;
-            let source = &bytes[out.outbox as usize..][..len * 4];
-            let target: &mut [u8] = bytemuck::cast_slice_mut(&mut exchange.get_mut(out.value)[..len]);
-            let each = source.len().div_ceil(threads_for(source.len())).max(1);
-            std::thread::scope(|scope| {
-                for (source, target) in source.chunks(each).zip(target.chunks_mut(each)) {
-                    let mut work = move || target.copy_from_slice(source);
-                    if each < len * 4 {
-                        scope.spawn(work);
-                    } else {
-                        work();
-                    }
-                }
-            });
+            let target = &mut exchange.get_mut(out.value)[..len];
+            copy_out(&bytes[out.outbox as usize..][..len * 4], bytemuck::cast_slice_mut(target));
+        }
+        match self.logits(stage).filter(|_| top > 0) {
+            Some(logits) => self.read_top(&logits, step.outputs.len(), exchange, top as usize),
+            None => Ok(()),
+        }
+    }
+
+    /// Takes the largest logits of the rows of which they suffice, and fetches the other rows.
+    fn read_top(
+        &mut self,
+        logits: &OutValue,
+        rows: usize,
+        exchange: &mut Exchange,
+        top: usize,
+    ) -> Result<(), VulkanError> {
+        let row_bytes = top * top::PAIR_BYTES as usize;
+        let found = &outbox_bytes(&mut self.owned)?[logits.outbox as usize..][..rows * row_bytes];
+        let mut whole = Vec::new();
+        for (row, found) in found.chunks_exact(row_bytes).enumerate() {
+            match exchange.top(row).is_some_and(|wanted| wanted <= top) {
+                true => exchange.keep(row, top::pairs(found)),
+                false => whole.push(row),
+            }
+        }
+        if whole.is_empty() {
+            return Ok(());
+        }
+        let row_bytes = logits.matrix.width as usize * 4;
+        let (from, begin) = record::buffer_of(&self.owned, logits.matrix.address);
+        let copies: Vec<vk::BufferCopy> = whole
+            .iter()
+            .map(|row| vk::BufferCopy {
+                src_offset: begin + (row * row_bytes) as u64,
+                dst_offset: logits.outbox + (row * row_bytes) as u64,
+                size: row_bytes as u64,
+            })
+            .collect();
+        let (device, outbox) = (&self.context.device, self.owned.outbox.raw);
+        self.context.run_once(|commands| {
+            // SAFETY: the buffer is being recorded; the rows lie in the value and in its place in the outbox.
+            unsafe {
+                record::barrier(device, commands, record::COMPUTE, record::TRANSFER);
+                device.cmd_copy_buffer(commands, from, outbox, &copies);
+                record::barrier(device, commands, record::TRANSFER, record::HOST);
+            }
+        })?;
+        let bytes = outbox_bytes(&mut self.owned)?;
+        for row in whole {
+            let source = &bytes[logits.outbox as usize + row * row_bytes..][..row_bytes];
+            copy_out(source, bytemuck::cast_slice_mut(exchange.logits_mut(row)));
         }
         Ok(())
     }
@@ -314,6 +377,26 @@ fn decode_rows(table: &Weight, scale: f32, ids: &[u32], out: &mut [u8]) {
         row.iter_mut().for_each(|value| *value *= scale);
         out.copy_from_slice(bytemuck::cast_slice(&row));
     }
+}
+
+fn outbox_bytes(owned: &mut Owned) -> Result<&mut [u8], VulkanError> {
+    let failed = VulkanError::Call { call: "vkMapMemory", result: vk::Result::ERROR_MEMORY_MAP_FAILED };
+    owned.outbox.bytes_mut().ok_or(failed)
+}
+
+/// Copies bytes of as great a number, with several threads where they are many.
+fn copy_out(source: &[u8], target: &mut [u8]) {
+    let each = source.len().div_ceil(threads_for(source.len())).max(1);
+    std::thread::scope(|scope| {
+        for (source, target) in source.chunks(each).zip(target.chunks_mut(each)) {
+            let mut work = move || target.copy_from_slice(source);
+            if each < source.len() {
+                scope.spawn(work);
+            } else {
+                work();
+            }
+        }
+    });
 }
 
 /// Threads worth starting to write so many bytes.

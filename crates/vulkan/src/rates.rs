@@ -109,7 +109,7 @@ fn product_rate(context: &Arc<Context>) -> Result<f64, VulkanError> {
         linears: vec![linear],
         after: AfterAt::Nothing,
     };
-    let bucket = Bucket { stage: 0, tokens: rows, outputs: 0, tiles: vec![], many: true, longest: rows };
+    let bucket = Bucket { stage: 0, tokens: rows, outputs: 0, tiles: vec![], many: true, longest: rows, top: 0 };
     let addresses = Addresses { quants: x + 2 * floats, scales: x + 3 * floats, ..Addresses::default() };
     let mut lister = Lister {
         capabilities: &context.capabilities,
@@ -119,6 +119,7 @@ fn product_rate(context: &Arc<Context>) -> Result<f64, VulkanError> {
         addresses: &addresses,
         list: Vec::new(),
         made: None,
+        halved: None,
     };
     lister.add(&[Operation::Product(product)]);
     let list = lister.list;

@@ -191,22 +191,21 @@ impl Recording<'_> {
         unsafe {
             barrier(device, commands, COMPUTE, TRANSFER);
             for (address, to, bytes) in &self.outputs {
-                let (buffer, offset) = self.buffer_of(*address);
+                let (buffer, offset) = buffer_of(self.owned, *address);
                 let copy = vk::BufferCopy { src_offset: offset, dst_offset: *to, size: *bytes };
                 device.cmd_copy_buffer(commands, buffer, self.owned.outbox.raw, &[copy]);
             }
             barrier(device, commands, TRANSFER, HOST);
         }
     }
+}
 
-    /// The buffer that holds an address, and the place in it.
-    fn buffer_of(&self, address: u64) -> (vk::Buffer, u64) {
-        let buffers = self.owned.memory.buffers.iter().chain(&self.owned.mirror).chain([&self.owned.inbox]);
-        let holds =
-            |buffer: &&crate::memory::Buffer| (buffer.address..buffer.address + buffer.bytes).contains(&address);
-        let buffer = buffers.into_iter().find(holds).expect("values lie in the memory of the program");
-        (buffer.raw, address - buffer.address)
-    }
+/// The buffer that holds an address, and the place in it.
+pub(crate) fn buffer_of(owned: &Owned, address: u64) -> (vk::Buffer, u64) {
+    let buffers = owned.memory.buffers.iter().chain(&owned.mirror).chain([&owned.inbox]);
+    let holds = |buffer: &&crate::memory::Buffer| (buffer.address..buffer.address + buffer.bytes).contains(&address);
+    let buffer = buffers.into_iter().find(holds).expect("values lie in the memory of the program");
+    (buffer.raw, address - buffer.address)
 }
 
 /// What was read and written since the last barrier.
@@ -235,18 +234,18 @@ impl Hazards {
     }
 }
 
-type Scope = (vk::PipelineStageFlags2, vk::AccessFlags2);
-const COMPUTE: Scope = (
+pub(crate) type Scope = (vk::PipelineStageFlags2, vk::AccessFlags2);
+pub(crate) const COMPUTE: Scope = (
     vk::PipelineStageFlags2::COMPUTE_SHADER,
     vk::AccessFlags2::from_raw(
         vk::AccessFlags2::SHADER_STORAGE_READ.as_raw() | vk::AccessFlags2::SHADER_STORAGE_WRITE.as_raw(),
     ),
 );
-const TRANSFER: Scope = (
+pub(crate) const TRANSFER: Scope = (
     vk::PipelineStageFlags2::ALL_TRANSFER,
     vk::AccessFlags2::from_raw(vk::AccessFlags2::TRANSFER_READ.as_raw() | vk::AccessFlags2::TRANSFER_WRITE.as_raw()),
 );
-const HOST: Scope = (vk::PipelineStageFlags2::HOST, vk::AccessFlags2::HOST_READ);
+pub(crate) const HOST: Scope = (vk::PipelineStageFlags2::HOST, vk::AccessFlags2::HOST_READ);
 
 /// A dispatch by itself, behind a barrier.
 ///
@@ -288,7 +287,7 @@ pub(crate) unsafe fn copy_to_host(
 
 /// # Safety
 /// `commands` is being recorded.
-unsafe fn barrier(device: &ash::Device, commands: vk::CommandBuffer, from: Scope, to: Scope) {
+pub(crate) unsafe fn barrier(device: &ash::Device, commands: vk::CommandBuffer, from: Scope, to: Scope) {
     let barriers = [vk::MemoryBarrier2::default()
         .src_stage_mask(from.0)
         .src_access_mask(from.1)

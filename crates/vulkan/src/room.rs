@@ -8,7 +8,7 @@ use crate::{
     inbox::{InboxLayout, TileList},
     list,
     memory::{self, rounded, slab_bytes},
-    products,
+    products, top,
 };
 
 /// Sizes in bytes, in the order in which they are taken.
@@ -23,6 +23,8 @@ pub(crate) struct Room {
     pub(crate) made: u64,
     /// Shares of attention.
     pub(crate) partial: u64,
+    /// Largest logits.
+    pub(crate) top: u64,
     pub(crate) lists: Vec<TileList>,
     pub(crate) layout: InboxLayout,
     /// Values the processor writes, in the order of the layout.
@@ -78,6 +80,7 @@ impl Room {
             scales,
             made: made_bytes(share),
             partial: partial.max().unwrap_or(0),
+            top: top::bytes(share),
             lists,
             layout,
             host_values,
@@ -90,7 +93,7 @@ impl Room {
     /// The places of the slabs, in order.
     pub(crate) fn places(&self) -> impl Iterator<Item = u64> + '_ {
         let caches = self.caches.iter().flatten().flat_map(|bytes| [*bytes; 2]);
-        self.slots.iter().copied().chain(caches).chain([self.quants, self.scales, self.made, self.partial])
+        self.slots.iter().copied().chain(caches).chain([self.quants, self.scales, self.made, self.partial, self.top])
     }
 }
 

@@ -38,6 +38,10 @@ shaders! {
     Gemm "gemm",
     /// Products with some tens of rows, on matrix units.
     GemmFew "gemm_few",
+    /// The same, where the elements of matrices lie in known places.
+    GemmFragments "gemm_fragments",
+    /// Which places those are.
+    Fragments "fragments",
     /// Products with many rows, on matrix units.
     GemmMatrix "gemm_matrix",
     /// Norms, sums, and the forms that products read.
@@ -54,6 +58,10 @@ shaders! {
     Merge "merge",
     /// Operations by element.
     Elementwise "elementwise",
+    /// Rows of a weight.
+    Embed "embed",
+    /// The largest logits.
+    Top "top",
     /// Reading memory, for its bandwidth.
     Stream "stream",
 }
@@ -61,7 +69,7 @@ shaders! {
 impl Shader {
     /// Whether it computes on matrix units.
     pub(crate) fn is_matrix(self) -> bool {
-        matches!(self, Shader::GemmFew | Shader::GemmMatrix | Shader::AttentionMatrix)
+        matches!(self, Shader::GemmFew | Shader::GemmFragments | Shader::GemmMatrix | Shader::AttentionMatrix)
     }
 
     /// Its SPIR-V.

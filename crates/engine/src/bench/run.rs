@@ -115,7 +115,8 @@ impl<'a> Runner<'a> {
         Ok(Went::On)
     }
 
-    /// A step of `rows` tokens of each of `batch` sequences, with the logits of the last of each.
+    /// A step of `rows` tokens of each of `batch` sequences, with the largest logit of the last of each, as greedy text
+    /// takes it.
     fn step(&mut self, batch: usize, past: usize, rows: usize) -> Result<(), EngineError> {
         let vocab = self.execution.graph().vocab_in();
         let places = (0..batch).flat_map(|sequence| (past..past + rows).map(move |token| (sequence, token)));
@@ -127,7 +128,8 @@ impl<'a> Runner<'a> {
         let span = |(sequence, tables)| Span { rows: sequence * rows..(sequence + 1) * rows, past, tables };
         let spans: Vec<Span<'_>> =
             self.tables[..batch].iter().map(|tables| &tables[..]).enumerate().map(span).collect();
-        self.execution.run(&Step { ids: &ids, positions: &positions, spans: &spans, outputs: &outputs })?;
+        let step = Step { ids: &ids, positions: &positions, spans: &spans, outputs: &outputs };
+        self.execution.run_top(&step, &vec![1; batch])?;
         for filled in &mut self.filled[..batch] {
             *filled = (*filled).max(past + rows);
         }

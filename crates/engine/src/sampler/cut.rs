@@ -53,6 +53,24 @@ impl<'a> Candidates<'a> {
     pub(crate) fn new(logits: &'a [f32], scratch: &'a mut Scratch) -> Candidates<'a> {
         scratch.maxima.clear();
         scratch.maxima.extend(logits.chunks(BLOCK).map(largest));
+        Candidates::within(logits, scratch)
+    }
+
+    /// All of them, where nothing but what stands in these places is above minus infinity: the rest is not read.
+    pub(crate) fn among(places: &[u32], logits: &'a [f32], scratch: &'a mut Scratch) -> Candidates<'a> {
+        scratch.maxima.clear();
+        scratch.maxima.resize(logits.len().div_ceil(BLOCK), f32::NEG_INFINITY);
+        for place in places {
+            let block = *place as usize / BLOCK;
+            // Once a block.
+            if scratch.maxima[block] == f32::NEG_INFINITY {
+                scratch.maxima[block] = largest(&logits[block * BLOCK..logits.len().min((block + 1) * BLOCK)]);
+            }
+        }
+        Candidates::within(logits, scratch)
+    }
+
+    fn within(logits: &'a [f32], scratch: &'a mut Scratch) -> Candidates<'a> {
         let largest = largest(&scratch.maxima);
         Candidates { logits, scratch, largest, cut: Cut { logit: f32::MIN, place: u32::MAX } }
     }

@@ -145,7 +145,7 @@ fn settings(rng: &mut Pcg64) -> SamplerOptions {
 /// Ids and probabilities of what is kept.
 fn distribution(sampler: &mut Sampler, logits: &[f32]) -> Vec<(u32, f64)> {
     let temperature = sampler.options.temperature;
-    let (mut kept, ids) = sampler.kept(logits).unwrap();
+    let (mut kept, ids) = sampler.filtered(&[], logits).unwrap();
     let id = |place: u32| ids.map_or(place, |ids| ids[place as usize]);
     kept.probabilities(temperature).into_iter().map(|(place, p)| (id(place), p)).collect()
 }
@@ -245,7 +245,7 @@ fn every_draw_falls_into_the_interval_of_its_token() {
             let logits = logits(&mut rng, 0, n);
             let mut sampler = Sampler::new(options, &[]);
             let distribution = distribution(&mut sampler, &logits);
-            let (mut kept, _) = sampler.kept(&logits).unwrap();
+            let (mut kept, _) = sampler.filtered(&[], &logits).unwrap();
             for step in 0..=500 {
                 let random = (f64::from(step) / 500.0).min(1.0 - f64::EPSILON / 2.0);
                 let drawn = kept.draw(1.0, random).unwrap();
@@ -297,5 +297,71 @@ fn penalties_reach_what_the_window_holds() {
             seen.push(sampler.pick(&mut got).unwrap());
             assert_eq!(got, expected, "window {window}");
         }
+    }
+}
+
+/// Of a row, the largest that are asked for and a few more; minus infinity in all other places.
+fn largest_of(logits: &[f32], top: usize) -> (Vec<u32>, Vec<f32>) {
+    let mut ids: Vec<u32> = (0..logits.len() as u32).collect();
+    // NaN first, as devices have it.
+    let rank = |id: &u32| (!logits[*id as usize].is_nan(), -logits[*id as usize] + 0.0);
+    ids.sort_by(|a, b| rank(a).partial_cmp(&rank(b)).unwrap_or(std::cmp::Ordering::Equal).then(a.cmp(b)));
+    ids.truncate(top.next_power_of_two());
+    ids.reverse();
+    let mut row = vec![f32::NEG_INFINITY; logits.len()];
+    ids.iter().for_each(|id| row[*id as usize] = logits[*id as usize]);
+    (ids, row)
+}
+
+#[test]
+fn the_largest_logits_give_the_text_that_all_give() {
+    let mut rng = Pcg64::seed_from_u64(12);
+    let penalised = SamplerOptions {
+        repetition_penalty: 1.3,
+        penalty_window: 20,
+        presence_penalty: 0.5,
+        logit_bias: vec![(3, -1.0), (5, f32::NEG_INFINITY)],
+        ..SamplerOptions::default()
+    };
+    let mut asked = 0;
+    for options in [
+        SamplerOptions::default(),
+        SamplerOptions { top_k: 1, ..warm() },
+        SamplerOptions { top_k: 40, top_p: 0.95, temperature: 0.7, ..warm() },
+        SamplerOptions { top_k: 20, min_p: 0.02, temperature: 1.5, ..warm() },
+        SamplerOptions { top_k: 12, typical_p: 0.6, top_p: 0.9, ..warm() },
+        SamplerOptions { top_k: 5, top_p: 0.0, ..warm() },
+        penalised.clone(),
+        SamplerOptions { temperature: 0.8, top_k: 10, frequency_penalty: 0.25, ..penalised.clone() },
+    ] {
+        for (kind, n) in [(0, 3000), (1, 513), (2, 1000), (5, 4099), (6, 700), (7, 2000)] {
+            let prompt: Vec<u32> = (0..30).map(|_| (rng.next_u64() % 50) as u32).collect();
+            let mut of_all = Sampler::new(SamplerOptions { seed: 3, ..options.clone() }, &prompt);
+            let mut of_some = Sampler::new(SamplerOptions { seed: 3, ..options.clone() }, &prompt);
+            for step in 0..40 {
+                let mut all = logits(&mut rng, kind, n);
+                let top = of_some.top(step % 3);
+                assert!(top >= 1, "{options:?}");
+                asked = asked.max(top);
+                let (kept, mut some) = largest_of(&all, top);
+                let want = of_all.pick(&mut all);
+                assert!(want.is_some());
+                assert_eq!(of_some.pick_among(&kept, &mut some), want, "step {step}, kind {kind} of {n}: {options:?}");
+            }
+            let mut all = logits(&mut rng, kind, n);
+            all[n / 2] = f32::NAN;
+            let (kept, mut some) = largest_of(&all, of_some.top(0));
+            assert_eq!(of_some.pick_among(&kept, &mut some), None, "a NaN is among the largest");
+        }
+    }
+    assert!(asked > 60, "penalties ask for more");
+    for options in [
+        warm(),
+        SamplerOptions { top_p: 0.9, ..warm() },
+        SamplerOptions { repetition_penalty: 0.9, ..penalised.clone() },
+        SamplerOptions { presence_penalty: -0.5, ..penalised.clone() },
+        SamplerOptions { logit_bias: vec![(3, 1.0)], ..penalised },
+    ] {
+        assert_eq!(Sampler::new(options.clone(), &[]).top(0), 0, "{options:?}");
     }
 }

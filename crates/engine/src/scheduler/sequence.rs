@@ -52,6 +52,8 @@ pub(super) enum Work {
 pub(super) struct Computed<'a> {
     /// Of the wanted rows, `[rows, vocab]`.
     pub(super) logits: &'a mut [f32],
+    /// Of each row the ids that it holds, where it does not hold all.
+    pub(super) kept: &'a [Vec<u32>],
     pub(super) vocab: usize,
     /// Tokens a sequence may have.
     pub(super) context: usize,
@@ -116,6 +118,17 @@ impl Sequence {
         match &self.work {
             Work::Generate { scores, .. } => scores.is_some(),
             Work::Embed { pooling, .. } => *pooling == Pooling::Mean,
+        }
+    }
+
+    /// How many of the largest logits of its rows it takes, where it picks up to `ahead` tokens of a draft; 0 where it
+    /// takes all.
+    pub(super) fn top(&self, ahead: usize) -> usize {
+        match &self.work {
+            Work::Generate { scores: Some(_), .. } => 0,
+            Work::Generate { answer, .. } => answer.top(ahead),
+            // Its vector is not made of logits.
+            Work::Embed { .. } => 1,
         }
     }
 
@@ -207,10 +220,11 @@ impl Sequence {
         answer.steps += 1;
         answer.metrics.drafted += step.draft.len();
         stats.drafted_tokens += step.draft.len() as u64;
-        let first = step.logits.len() - (1 + step.draft.len()) * step.vocab;
+        let first = step.kept.len() - (1 + step.draft.len());
+        let rows = step.logits[first * step.vocab..].chunks_exact_mut(step.vocab);
         let mut accepted = 0;
-        for logits in step.logits[first..].chunks_exact_mut(step.vocab) {
-            let picked = match answer.pick(logits, self.tokens.len(), self.tokens.len() < step.context) {
+        for (logits, kept) in rows.zip(&step.kept[first..]) {
+            let picked = match answer.pick(kept, logits, self.tokens.len(), self.tokens.len() < step.context) {
                 Ok(picked) => picked,
                 Err(error) => {
                     outputs.push((self.id, Event::Failed(error)));

@@ -22,17 +22,20 @@ use crate::{
 
 pub use attention::{attention, attention_softcap, attention_window, chunks, decode, many_sequences, whole_layer};
 pub use operations::{
-    elementwise, embed, gated, linear_bias, linear_shapes, linear_types, rms_norm, rope, shared_input, taps,
+    elementwise, embed, gated, linear_bias, linear_shapes, linear_types, rms_norm, rope, shared_input, taps, tied,
 };
-pub use steps::{copied_block, far_positions, no_outputs, outputs_rows, reused_blocks, shared_prefix, two_groups};
+pub use steps::{
+    copied_block, far_positions, no_outputs, outputs_rows, reused_blocks, shared_prefix, top_logits, two_groups,
+};
 
 /// Makes a test of every case of the suite for a device expression.
 #[macro_export]
 macro_rules! conformance {
     ($device:expr) => {
-        $crate::conformance_cases!($device; embed linear_types linear_shapes linear_bias shared_input rms_norm rope
+        $crate::conformance_cases!($device; embed tied linear_types linear_shapes linear_bias shared_input rms_norm rope
             elementwise gated attention attention_window attention_softcap many_sequences chunks whole_layer decode taps
-            no_outputs outputs_rows two_groups shared_prefix reused_blocks copied_block far_positions);
+            no_outputs outputs_rows two_groups shared_prefix reused_blocks copied_block far_positions
+            top_logits);
     };
 }
 

@@ -17,6 +17,20 @@ pub fn embed(device: &dyn Device) {
     }
 }
 
+/// Every weight type as a table that is the head as well, as many models have it.
+pub fn tied(device: &dyn Device) {
+    for dtype in DType::all().filter(|dtype| dtype.is_weight()) {
+        let mut m = Maker::new(28);
+        let table = m.weight(dtype, VOCAB, 512);
+        let x = m.b.embed(table, 3.5).unwrap();
+        m.b.tap("rows", x);
+        let x = m.b.select_outputs(x).unwrap();
+        let logits = m.b.linear(x, table, None).unwrap();
+        let graph = m.b.finish(logits).unwrap();
+        compare(device, graph, dtype, &[&[(0, 1)], &[(0, 5)], &[(1, 3), (0, 1)]]);
+    }
+}
+
 /// Every weight type, one row and many.
 pub fn linear_types(device: &dyn Device) {
     for dtype in DType::all().filter(|dtype| dtype.is_weight()) {

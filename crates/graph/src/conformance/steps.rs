@@ -179,3 +179,69 @@ pub fn far_positions(device: &dyn Device) {
         });
     }
 }
+
+/// Steps of which the largest logits suffice, of some rows or of all: they are those of the whole rows, of equal ones the
+/// first, and a row with a NaN has one.
+pub fn top_logits(device: &dyn Device) {
+    const WIDTH: usize = 32;
+    for vocab in [VOCAB, 1003, 20_000] {
+        let mut m = Maker::new(27);
+        // Tokens 0 and 1: logits that are not numbers, and equal ones. Of the others many are equal, too.
+        let mut values: Vec<f32> = (0..VOCAB * WIDTH).map(|_| m.rng.unit()).collect();
+        values[..WIDTH].fill(f32::NAN);
+        values[WIDTH..2 * WIDTH].fill(0.0);
+        let table = m.b.weight(Weight::from_f32("input", VOCAB, WIDTH, &values)).unwrap();
+        let x = m.b.embed(table, 1.0).unwrap();
+        let x = m.b.select_outputs(x).unwrap();
+        let rows: Vec<f32> = (0..300 * WIDTH).map(|_| m.rng.unit()).collect();
+        let head: Vec<f32> = (0..vocab).flat_map(|i| &rows[i * i % 300 * WIDTH..][..WIDTH]).copied().collect();
+        let head = m.b.weight(Weight::from_f32("head", vocab, WIDTH, &head)).unwrap();
+        let logits = m.b.linear(x, head, None).unwrap();
+        let graph = m.b.finish(logits).unwrap();
+        on_both(device, graph, DType::F32, Room { context: 8, sequences: 1, rows: 8 }, |pair| {
+            let ids = [5, 0, 2, 1, 9, 2, 1, 30];
+            let positions: Vec<u32> = (0..8).collect();
+            let spans = [Span { rows: 0..8, past: 0, tables: &[] }];
+            let asks: [(&[u32], &[usize]); 7] = [
+                (&[7], &[1]),
+                (&[0, 1, 2, 3, 4, 5, 6, 7], &[1; 8]),
+                (&[0, 1, 2, 3, 4, 5, 6, 7], &[3, 1, 20, 128, 100, 0, 1, 7]),
+                (&[1, 3, 7], &[0, 0, 100]),
+                (&[3, 4], &[5, 1_000_000]),
+                (&[2, 3], &[0, 0]),
+                (&[2, 3], &[]),
+            ];
+            for (outputs, top) in asks {
+                let step = Step { ids: &ids, positions: &positions, spans: &spans, outputs };
+                let whole = pair.device.run(&step).expect("the device runs").to_vec();
+                pair.device.run_top(&step, top).expect("the device runs");
+                let (logits, kept) = pair.device.logits_mut(outputs.len());
+                let rows = logits.chunks_exact(vocab).zip(whole.chunks_exact(vocab)).zip(kept);
+                for (row, ((got, whole), kept)) in rows.enumerate() {
+                    let what = format!("{}, {vocab} logits, {top:?} of {outputs:?}, row {row}", pair.what);
+                    assert_top(got, whole, kept, top.get(row).copied().unwrap_or(0), &what);
+                }
+            }
+        });
+    }
+}
+
+/// That a row holds of `whole` what was kept and nothing else, and at least the `top` largest; all where that is 0.
+fn assert_top(got: &[f32], whole: &[f32], kept: &[u32], top: usize, what: &str) {
+    let bits = |row: &[f32]| row.iter().map(|logit| logit.to_bits()).collect::<Vec<_>>();
+    if kept.is_empty() {
+        assert_eq!(bits(got), bits(whole), "{what}");
+        return;
+    }
+    assert!(top > 0 && kept.len() >= top, "{what}: {} were kept", kept.len());
+    let mut want = vec![f32::NEG_INFINITY; whole.len()];
+    kept.iter().for_each(|id| want[*id as usize] = whole[*id as usize]);
+    assert_eq!(bits(got), bits(&want), "{what}");
+    if whole.iter().any(|logit| logit.is_nan()) {
+        assert!(got.iter().any(|logit| logit.is_nan()), "{what}: a NaN was left out");
+        return;
+    }
+    let mut ids: Vec<u32> = (0..whole.len() as u32).collect();
+    ids.sort_by(|a, b| whole[*b as usize].total_cmp(&(whole[*a as usize])).then(a.cmp(b)));
+    assert!(ids[..top].iter().all(|id| kept.contains(id)), "{what}: {:?} are largest, kept were {kept:?}", &ids[..top]);
+}
