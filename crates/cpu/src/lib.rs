@@ -6,8 +6,8 @@
 //! activations rounded to 8 bits in groups of 32; with [`graph::Arithmetic::F32`] the same packed weights are unpacked
 //! to `f32`.
 //!
-//! Kernels are chosen at run time: AVX-512 with VNNI by intrinsics; AVX2 and any other processor by the same plain
-//! loops, compiled for AVX2 or for the base instruction set. The types without a packed form (the IQ1, IQ2, IQ3 and TQ
+//! Kernels are chosen at run time: AVX-512 with VNNI by intrinsics; AVX2 by intrinsics where quantised weights
+//! are multiplied; all else by plain loops, compiled for AVX2 or for the base instruction set. The types without a packed form (the IQ1, IQ2, IQ3 and TQ
 //! families) are read from the mapped file and decoded while they are multiplied.
 //!
 //! # A row's numbers do not depend on what runs beside it
