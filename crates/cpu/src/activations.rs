@@ -99,6 +99,14 @@ pub(crate) struct Remainder {
     pub(crate) group: u32,
 }
 
+impl Remainder {
+    /// The sum of its quants that group `half` of 16 has, or of all where groups have 32.
+    #[inline(always)]
+    pub(crate) fn sum(&self, group: usize, half: usize) -> i32 {
+        if group == GROUP { self.sums[0] + self.sums[1] } else { self.sums[half] }
+    }
+}
+
 impl<'a> Block<'a> {
     pub(crate) fn cols(&self) -> usize {
         self.of.cols

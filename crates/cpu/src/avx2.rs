@@ -95,7 +95,7 @@ unsafe fn add_remainders<F: Format>(tile: &Tile, at: usize, block: &Block<'_>, a
         for remainder in &block.remainders()[*start as usize..][..groups.count_ones() as usize] {
             for half in 0..32 / F::GROUP {
                 let group = remainder.group as usize % PIECE_GROUPS * (32 / F::GROUP) + half;
-                let sum = if F::GROUP == 16 { remainder.sums[half] } else { remainder.sums[0] + remainder.sums[1] };
+                let sum = remainder.sum(F::GROUP, half);
                 // SAFETY: a tile holds the quants of the groups of a piece, a remainder 32 bytes.
                 let [dot] = unsafe {
                     let quants = tile.quants.as_ptr().add(group * F::GROUP * 16);

@@ -95,7 +95,7 @@ impl KvCache {
     /// Stores one token's keys and values, `[kv_heads * head_dim]` each, in slot `slot` of a block.
     ///
     /// # Safety
-    /// No other thread touches this slot meanwhile, and none reads the cache ([`KvCache::read`]).
+    /// No other thread touches this slot meanwhile, and none reads the cache ([`KvCache::head`]).
     pub(crate) unsafe fn write(
         &self,
         block: usize,
@@ -177,8 +177,10 @@ impl KvCache {
 /// # Safety
 /// All those places can be written.
 unsafe fn store<T: Copy>(head: &[T], to: *mut T, stride: usize) {
-    // SAFETY: as the caller promises.
-    head.iter().enumerate().for_each(|(d, x)| unsafe { to.add(d * stride).write(*x) });
+    for (d, x) in head.iter().enumerate() {
+        // SAFETY: as the caller promises.
+        unsafe { to.add(d * stride).write(*x) };
+    }
 }
 
 /// One head of a block of bytes with scales.

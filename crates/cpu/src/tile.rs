@@ -124,7 +124,7 @@ fn multiply_body<F: Format>(tile: &Tile, at: usize, cols: usize, block: &Block<'
             for half in 0..32 / F::GROUP {
                 let group = remainder.group as usize % PIECE_GROUPS * (32 / F::GROUP) + half;
                 let x = |chunk: usize| &remainder.q[half * F::GROUP + chunk * 4..][..4];
-                let sum = if F::GROUP == 16 { remainder.sums[half] } else { remainder.sums[0] + remainder.sums[1] };
+                let sum = remainder.sum(F::GROUP, half);
                 let dot = dot::<F>(tile, group, x, -TILE_ZERO * sum);
                 add::<F>(tile, group, &dot, remainder.unit, remainder.unit * sum as f32, acc);
             }
