@@ -2,13 +2,15 @@
 //! kernel by kernel.
 //!
 //! ```text
-//! cargo run --release -p vulkan --example layers -- 4b q4_0 ROWS... [--layers N] [--context N] [--top N] [--profile]
+//! cargo run --release -p vulkan --example layers -- 4b q4_0 ROWS... [--layers N] [--context N] [--top N] [--profile | --variants]
 //! ```
 //!
-//! ROWS are tokens a step: 1 or 16 is decoding of as many sequences, p512 is a prompt of 512 tokens. Set
+//! ROWS are tokens a step: 1 or 16 is decoding of as many sequences, p512 is a prompt of 512 tokens. `--variants` times
+//! every variant of the kernels that have some. Set
 //! `UNICORN_VULKAN_WITHOUT` to leave capabilities unused, and `UNICORN_VULKAN_SUBMIT_MS` to bound submits.
 
 use std::{
+    collections::BTreeMap,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -18,7 +20,7 @@ use graph::{
     RopeTable, Span, Step, ValueId, Weight, WeightId, plan,
 };
 use tensor::{Bytes, DType, blocks::random_blocks};
-use vulkan::{Vulkan, VulkanOptions};
+use vulkan::{Variant, Vulkan, VulkanOptions};
 
 struct Shape {
     name: &'static str,
@@ -173,6 +175,37 @@ fn run(execution: &mut Execution, rows: usize, prompt: bool, past: usize, blocks
     seconds
 }
 
+/// Times the variants of every kernel in steps, and prints them, the fastest of each kernel first.
+fn time_variants(vulkan: &Vulkan, step: &mut dyn FnMut()) {
+    let mut times: BTreeMap<String, BTreeMap<Variant, f64>> = BTreeMap::new();
+    let mut place = 0;
+    loop {
+        vulkan.try_variant(Some(place));
+        step();
+        vulkan.profile();
+        for _ in 0..5 {
+            step();
+            for time in vulkan.profile() {
+                let Some((kernel, variant)) = time.choice else { continue };
+                let us = time.total_ns / time.runs as f64 / 1e3;
+                let own = times.entry(kernel).or_default().entry(variant).or_insert(us);
+                *own = own.min(us);
+            }
+        }
+        place += 1;
+        if place >= vulkan.variants() {
+            break;
+        }
+    }
+    vulkan.try_variant(None);
+    for (kernel, variants) in times {
+        println!("  {kernel}");
+        let mut variants: Vec<_> = variants.into_iter().collect();
+        variants.sort_by(|a, b| a.1.total_cmp(&b.1));
+        variants.into_iter().for_each(|(variant, us)| println!("  {us:>9.2} us  {variant}"));
+    }
+}
+
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut words: Vec<String> = std::env::args().skip(1).collect();
     let mut flag = |name: &str, value: bool| -> Option<String> {
@@ -181,7 +214,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         words.drain(at..(at + 1 + usize::from(value)).min(words.len()));
         Some(found)
     };
-    let profile = flag("--profile", false).is_some();
+    let variants = flag("--variants", false).is_some();
+    let profile = flag("--profile", false).is_some() || variants;
     let context: usize = flag("--context", true).map_or(Ok(512), |text| text.parse())?;
     // Largest logits of each row that leave the device; 0 is all.
     let top: usize = flag("--top", true).map_or(Ok(1), |text| text.parse())?;
@@ -252,6 +286,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             (vulkan.submits() - submits) as f64 / times.len() as f64,
         );
         let kernels = vulkan.profile();
+        if variants {
+            time_variants(&vulkan, &mut || _ = run(&mut execution, rows, prompt, past, blocks, top));
+            continue;
+        }
         if profile {
             let total: f64 = kernels.iter().map(|time| time.total_ns).sum();
             println!("  {:>9.3} ms in kernels", total / 20.0 / 1e6);

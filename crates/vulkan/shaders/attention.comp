@@ -47,6 +47,8 @@ layout(push_constant, std430) uniform Push {
     uint splits;
     float scale;
     float cap;
+    // Workgroups of the second dimension that other pieces of a dispatch have taken.
+    layout(offset = 124) uint groups_before;
 };
 
 shared vec4 query[QUERIES * HEAD_DIM / 4];
@@ -61,8 +63,8 @@ float dot_key(uint i, vec4 low, vec4 high, uint d) {
 void main() {
     uvec4 tile = tiles.at[gl_WorkGroupID.x];
     uint tiles_a_kv_head = (GROUP + TILE_HEADS - 1) / TILE_HEADS;
-    uint kv_head = gl_WorkGroupID.y / tiles_a_kv_head;
-    uint first_head = gl_WorkGroupID.y % tiles_a_kv_head * TILE_HEADS;
+    uint kv_head = (gl_WorkGroupID.y + groups_before) / tiles_a_kv_head;
+    uint first_head = (gl_WorkGroupID.y + groups_before) % tiles_a_kv_head * TILE_HEADS;
     uint tile_heads = min(TILE_HEADS, GROUP - first_head);
     first_head += kv_head * GROUP;
     // Query i is row i / TILE_HEADS of the tile, head i % TILE_HEADS.

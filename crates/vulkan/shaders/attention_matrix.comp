@@ -60,6 +60,8 @@ layout(push_constant, std430) uniform Push {
     uint splits;
     float scale;
     float cap;
+    // Workgroups of the second dimension that other pieces of a dispatch have taken.
+    layout(offset = 124) uint groups_before;
 };
 
 // Keys, then values; before them the queries.
@@ -271,8 +273,8 @@ void main() {
     // Later tokens see more keys: they begin first.
     uvec4 tile = tiles.at[gl_NumWorkGroups.x - 1 - gl_WorkGroupID.x];
     uint tiles_a_kv_head = (GROUP + TILE_HEADS - 1) / TILE_HEADS;
-    uint kv_head = gl_WorkGroupID.y / tiles_a_kv_head;
-    uint first_head = gl_WorkGroupID.y % tiles_a_kv_head * TILE_HEADS;
+    uint kv_head = (gl_WorkGroupID.y + groups_before) / tiles_a_kv_head;
+    uint first_head = (gl_WorkGroupID.y + groups_before) % tiles_a_kv_head * TILE_HEADS;
     uint tile_heads = min(TILE_HEADS, GROUP - first_head);
     first_head += kv_head * GROUP;
     uint last = tile.z + tile.y - 1;

@@ -30,7 +30,7 @@ void main() {
         }
     }
     uint total = rows[part];
-    uint first = tile * TILE, first_count = gl_WorkGroupID.y * TILE;
+    uint first = tile * TILE, first_count = (gl_WorkGroupID.y + groups_before) * TILE;
     uint blocks = (cols + 31) / 32;
     Regions at = regions_of(total * blocks);
     uint lane = gl_LocalInvocationIndex;

@@ -77,7 +77,7 @@ void unpack(uint buffer_index) {
 
 void main() {
     fill_codebook();
-    uint tile = gl_WorkGroupID.y;
+    uint tile = gl_WorkGroupID.y + groups_before;
     part = 0;
     [[unroll]] for (uint p = 0; p + 1 < PARTS; ++p) {
         uint tiles = (rows[p] + TILE_M - 1) / TILE_M;

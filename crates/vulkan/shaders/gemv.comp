@@ -1,4 +1,4 @@
-// Products with few rows of activations. A subgroup takes ROWS rows of a weight; its invocations take the blocks of
+// Products with few rows of activations. A subgroup takes ROWS rows of a weight at once; its invocations take the blocks of
 // these rows in turn, so that a block is unpacked once for all rows of activations.
 #version 460
 #extension GL_GOOGLE_include_directive : require
@@ -165,15 +165,8 @@ void make_row(uint c) {
     }
 }
 
-void main() {
-    fill_codebook();
-    if (PROLOGUE) {
-        [[unroll]] for (uint c = 0; c < COLUMNS; ++c) {
-            make_row(c);
-        }
-        barrier();
-    }
-    uint group = gl_WorkGroupID.x * gl_NumSubgroups + gl_SubgroupID;
+// A share is the ROWS rows that a subgroup takes at once; of gate and up, those of both.
+void take_share(uint group) {
     uint part = 0;
     if (!IS_GATED) {
         [[unroll]] for (uint p = 0; p + 1 < PARTS; ++p) {
@@ -185,9 +178,6 @@ void main() {
         }
     }
     uint first = group * ROWS, total = rows[part];
-    if (first >= total) {
-        return;
-    }
     uint blocks = (cols + 31) / 32;
     Regions at = regions_of(total * blocks);
     [[unroll]] for (uint i = 0; i < WEIGHTS * ROWS * COLUMNS; ++i) {
@@ -228,8 +218,27 @@ void main() {
             [[unroll]] for (uint k = 0; k < 4; ++k) {
                 v[k] = joined[c * 32 + 4 * word + k];
             }
-            uint at = c * (rows[0] / 4) + gl_WorkGroupID.x * 8 + word;
+            uint at = c * (rows[0] / 4) + (first & ~31u) / 4 + word;
             store_word(WriteU(result[0]), WriteU2(result[1]), at, v);
         }
+        barrier();
+    }
+}
+
+void main() {
+    fill_codebook();
+    if (PROLOGUE) {
+        [[unroll]] for (uint c = 0; c < COLUMNS; ++c) {
+            make_row(c);
+        }
+        barrier();
+    }
+    uint shares = 0;
+    [[unroll]] for (uint p = 0; p < (IS_GATED ? 1 : PARTS); ++p) {
+        shares += (rows[p] + ROWS - 1) / ROWS;
+    }
+    for (uint group = gl_WorkGroupID.x * gl_NumSubgroups + gl_SubgroupID; group < shares;
+         group += gl_NumWorkGroups.x * gl_NumSubgroups) {
+        take_share(group);
     }
 }

@@ -24,6 +24,8 @@ layout(push_constant, std430) uniform Push {
     uint cols;
     // Rows of activations.
     uint count;
+    // Workgroups of the second dimension that other pieces of a dispatch have taken.
+    layout(offset = 124) uint groups_before;
 };
 
 void store(uint part, uint row, uint c, float sum) {

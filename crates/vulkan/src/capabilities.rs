@@ -65,6 +65,8 @@ pub struct Capabilities {
     pub workgroup: u32,
     /// The sizes a subgroup can be asked to have.
     pub subgroup_range: (u32, u32),
+    /// Multiprocessors or compute units, where the driver says how many there are.
+    pub processors: Option<u32>,
     /// Products of four bytes at once, at more than the speed of four products.
     pub integer_dot: bool,
     /// Matrix products of halves, where the device has them for a whole subgroup.
@@ -205,6 +207,11 @@ impl Capabilities {
                 .max_compute_work_group_invocations
                 .min(subgroups.max_compute_workgroup_subgroups.saturating_mul(size)),
             subgroup_range: range,
+            processors: match kind {
+                // Few, so that tests have kernels whose workgroups take several shares.
+                Kind::Software => Some(2),
+                _ => processors(instance, physical, has),
+            },
             // A processor has no such instruction reported, but the path is tested there.
             integer_dot: kind == Kind::Software
                 || dots.integer_dot_product4x8_bit_packed_signed_accelerated == vk::TRUE,
@@ -229,6 +236,26 @@ impl Capabilities {
             name,
         })
     }
+}
+
+/// How many multiprocessors or compute units there are.
+fn processors(
+    instance: &ash::Instance,
+    physical: vk::PhysicalDevice,
+    has: impl Fn(&std::ffi::CStr) -> bool,
+) -> Option<u32> {
+    let mut nv = vk::PhysicalDeviceShaderSMBuiltinsPropertiesNV::default();
+    let mut amd = vk::PhysicalDeviceShaderCoreProperties2AMD::default();
+    let mut properties = vk::PhysicalDeviceProperties2::default();
+    if has(ash::nv::shader_sm_builtins::NAME) {
+        properties = properties.push_next(&mut nv);
+    }
+    if has(ash::amd::shader_core_properties2::NAME) {
+        properties = properties.push_next(&mut amd);
+    }
+    // SAFETY: the handle comes from this instance; what is chained belongs to extensions the device has.
+    unsafe { instance.get_physical_device_properties2(physical, &mut properties) };
+    [nv.shader_sm_count, amd.active_compute_unit_count].into_iter().find(|count| *count > 0)
 }
 
 /// Names of the extensions a device has.

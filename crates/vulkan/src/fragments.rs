@@ -27,7 +27,7 @@ pub(crate) fn are_known(context: &Arc<Context>) -> Result<bool, VulkanError> {
     let mut result = Buffer::new(context, bytes as u64, Want::HostReads)?;
     let push = Fragments { result: result.address };
     let dispatch = Dispatch::new(Shader::Fragments, vec![], &push, [1, 1, 1]);
-    let pipeline = context.pipeline(PipelineKey { shader: dispatch.shader, constants: vec![], divided: false })?;
+    let pipeline = context.pipeline(PipelineKey { shader: dispatch.shader, constants: vec![] })?;
     let device = &context.device;
     context.run_once(|commands| {
         // SAFETY: the buffer is being recorded; the address is of a buffer that lives through the wait.

@@ -12,14 +12,16 @@ use crate::{context::Context, error::VulkanError, shaders::Shader};
 /// Bytes of push constants that every device has.
 pub(crate) const PUSH_BYTES: usize = 128;
 
+/// Where among them stands how many workgroups of the second dimension other pieces of a dispatch have taken. A base that
+/// Vulkan adds (`vkCmdDispatchBase`) was without effect on an H100 (driver 580.159).
+pub(crate) const BEFORE_AT: u32 = PUSH_BYTES as u32 - 4;
+
 /// What makes a pipeline.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct PipelineKey {
     pub(crate) shader: Shader,
     /// (constant, bits)
     pub(crate) constants: Vec<(u32, u32)>,
-    /// Whether a part of its workgroups may run alone.
-    pub(crate) divided: bool,
 }
 
 /// A pipeline with its layout.
@@ -74,11 +76,7 @@ impl Context {
                 .name(c"main")
                 .specialization_info(&constants)
                 .push_next(&mut size);
-            let flags = match key.divided {
-                true => vk::PipelineCreateFlags::DISPATCH_BASE,
-                false => vk::PipelineCreateFlags::empty(),
-            };
-            let info = vk::ComputePipelineCreateInfo::default().flags(flags).stage(stage).layout(layout);
+            let info = vk::ComputePipelineCreateInfo::default().stage(stage).layout(layout);
             let made = self.device.create_compute_pipelines(self.cache, &[info], None);
             self.device.destroy_shader_module(module, None);
             match made {

@@ -9,7 +9,7 @@ use crate::{
     operation::{AfterAt, LinearAt, Matrix, Operation, ProductAt},
     pack::Format,
     shaders::Shader,
-    variants::{self, Tile},
+    variants::{self, PROLOGUE_SUBGROUPS, Rows, SUBGROUPS, Tile},
 };
 
 /// Rows of activations up to which a product unpacks the weight in registers.
@@ -26,9 +26,6 @@ const PAIR: u32 = 2;
 
 /// Rows of activations up to which workgroups prepare them themselves.
 const PROLOGUE_ROWS: u32 = 1;
-
-/// Subgroups of a workgroup that does.
-const PROLOGUE_SUBGROUPS: u32 = 16;
 
 /// What products read, and whether gate and up are to end in bytes.
 struct Input<'a> {
@@ -140,9 +137,10 @@ impl Lister<'_> {
         let alike = |linear: &LinearAt| (linear.format, linear.bias.is_some()) == (first.format, first.bias.is_some());
         let rows: u32 = product.linears.iter().map(|linear| linear.out.width).sum();
         let width = product.input.width;
-        // Of gate and up together a workgroup has 64 rows, otherwise one a subgroup.
-        let groups = if matches!(product.after, AfterAt::Gated { .. }) { rows / 64 } else { rows / PROLOGUE_SUBGROUPS };
-        // What they read of the row, the other, and two norms.
+        let gated = matches!(product.after, AfterAt::Gated { .. });
+        let rule = self.prologue_rule(if gated { rows / 2 } else { rows }, gated);
+        // What workgroups read of the row, the other, and two norms.
+        let groups = self.workgroups(if gated { rows / 2 } else { rows }, rule);
         let traffic = u64::from(groups) * u64::from(width * count) * 16;
         product.norm.is_some()
             && count <= PROLOGUE_ROWS
@@ -359,20 +357,18 @@ impl Lister<'_> {
             Method::Gemv { integer } => {
                 let columns = [1, 2, 3, 4, 6, 8, 12, 16].into_iter().find(|n| *n >= push.count).unwrap_or(GEMV_ROWS);
                 let prologue = constants.iter().any(|(id, _)| *id == 11);
-                let rule = self.gemv_rule(push, parts, gated, columns);
                 let kernel = format!("gemv {kernel} by {columns}");
                 // Whole groups of 32 rows, where they are rounded together.
-                let (taken, choice) = match what == epilogue::GATED_BYTES {
-                    true => ((32 / PROLOGUE_SUBGROUPS, 1, PROLOGUE_SUBGROUPS), None),
-                    false => {
-                        let fixed = prologue.then_some(PROLOGUE_SUBGROUPS);
-                        let taken = self.rows_variant(&kernel, rule, fixed, columns * if gated { 2 } else { 1 });
-                        (taken, Some((kernel, variants::of_rows(taken))))
-                    }
+                let joined = (what == epilogue::GATED_BYTES).then_some(32);
+                let rule = match (prologue, joined) {
+                    (true, _) => self.prologue_rule(if gated { push.rows[0] } else { tiles(1) }, joined.is_some()),
+                    (false, Some(rows)) => (rows / PROLOGUE_SUBGROUPS, 1, PROLOGUE_SUBGROUPS, 0),
+                    (false, None) => self.gemv_rule(push, parts, gated, columns),
                 };
-                let (rows, ahead, subgroups) = taken;
+                let taken = self.rows_variant(&kernel, rule, prologue, joined, columns * if gated { 2 } else { 1 });
+                let (rows, ahead, subgroups, _) = taken;
                 let invocations = subgroups * self.capabilities.subgroup;
-                let groups = if gated { push.rows[0].div_ceil(rows) } else { tiles(rows) };
+                let shares = if gated { push.rows[0].div_ceil(rows) } else { tiles(rows) };
                 constants.extend([
                     (1, invocations),
                     (6, rows),
@@ -381,7 +377,8 @@ impl Lister<'_> {
                     (9, ragged),
                     (10, ahead),
                 ]);
-                let groups = [groups.div_ceil(subgroups), 1, 1];
+                let groups = [self.workgroups(shares, (1, ahead, subgroups, taken.3)), 1, 1];
+                let choice = Some((kernel, variants::of_rows(taken)));
                 Dispatch { choice, ..Dispatch::new(Shader::Gemv, constants, push, groups) }
             }
             Method::Gemm => {
@@ -497,7 +494,7 @@ impl Lister<'_> {
 
     /// Rows of the weight a subgroup takes, and how many blocks it loads ahead: rows share the activations that are
     /// loaded, but there have to be subgroups enough to keep memory busy.
-    fn gemv_rule(&self, push: &kernels::Product, parts: usize, gated: bool, columns: u32) -> (u32, u32) {
+    fn gemv_rule(&self, push: &kernels::Product, parts: usize, gated: bool, columns: u32) -> Rows {
         let total = if gated { push.rows[0] } else { push.rows[..parts].iter().sum() };
         let wanted = match self.capabilities.kind {
             Kind::Discrete | Kind::Virtual => 4096,
@@ -511,7 +508,29 @@ impl Lister<'_> {
             2 => most / rows,
             _ => 1,
         };
-        (rows, ahead)
+        (rows, ahead, SUBGROUPS, 0)
+    }
+
+    /// The same where each workgroup makes the row of activations: `total` rows of the weight, `joined` where gate and up
+    /// end in bytes. Workgroups are as many as find a place at once, and last; measured on 132 multiprocessors.
+    fn prologue_rule(&self, total: u32, joined: bool) -> Rows {
+        let places = self.capabilities.processors.map_or(u32::MAX, |count| 2 * count);
+        let is_wide = self.capabilities.workgroup >= 2 * PROLOGUE_SUBGROUPS * self.capabilities.subgroup;
+        match joined {
+            true if is_wide && places < u32::MAX => (1, 1, 2 * PROLOGUE_SUBGROUPS, 64),
+            true => (2, 1, PROLOGUE_SUBGROUPS, 0),
+            false if total / PROLOGUE_SUBGROUPS > places => (2, 1, PROLOGUE_SUBGROUPS, 0),
+            false => (1, 1, PROLOGUE_SUBGROUPS, 0),
+        }
+    }
+
+    /// Workgroups of a variant of a product with few rows, where the weight has so many.
+    fn workgroups(&self, total: u32, (rows, _, subgroups, resident): Rows) -> u32 {
+        let needed = total.div_ceil(rows * subgroups);
+        match self.capabilities.processors.map_or(0, |count| count * (resident / subgroups)) {
+            0 => needed,
+            most => needed.min(most),
+        }
     }
 
     /// Whether the operation after the one that makes `out` is its only reader, and products of this method.

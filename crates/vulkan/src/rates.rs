@@ -37,7 +37,7 @@ pub(crate) fn read_bandwidth(context: &Arc<Context>) -> Result<f64, VulkanError>
     let push = Stream { source: source.address, result: result.address, count: (bytes / 16) as u32, padding: 0 };
     let groups = if is_software { 64 } else { 4096 };
     let dispatch = Dispatch::new(Shader::Stream, vec![], &push, [groups, 1, 1]);
-    let key = PipelineKey { shader: dispatch.shader, constants: vec![], divided: false };
+    let key = PipelineKey { shader: dispatch.shader, constants: vec![] };
     let pipeline = context.pipeline(key)?;
     let device = &context.device;
     context.run_once(|commands| {
@@ -123,11 +123,7 @@ fn product_rate(context: &Arc<Context>) -> Result<f64, VulkanError> {
     };
     lister.add(&[Operation::Product(product)]);
     let list = lister.list;
-    let key = |dispatch: &Dispatch| PipelineKey {
-        shader: dispatch.shader,
-        constants: dispatch.constants.clone(),
-        divided: false,
-    };
+    let key = |dispatch: &Dispatch| PipelineKey { shader: dispatch.shader, constants: dispatch.constants.clone() };
     let pipelines =
         list.iter().map(|dispatch| context.pipeline(key(dispatch))).collect::<Result<Vec<_>, VulkanError>>()?;
     let device = &context.device;

@@ -10,7 +10,7 @@ use crate::{
     error::VulkanError,
     kernels::Dispatch,
     pace::{Cost, Piece},
-    pipeline::{Pipeline, PipelineKey},
+    pipeline::{BEFORE_AT, Pipeline, PipelineKey},
     profile::Label,
     program::Owned,
 };
@@ -84,12 +84,10 @@ impl Recording<'_> {
         let device = &self.context.device;
         let costs: Vec<Cost> = list.iter().map(|dispatch| self.context.pace.cost(dispatch)).collect();
         let submits = self.context.pace.cut(&costs);
-        let mut divided = vec![false; list.len()];
-        submits.iter().flatten().for_each(|piece| divided[piece.index] |= piece.rows.is_some());
         let mut pipelines = Vec::with_capacity(list.len());
-        for (dispatch, divided) in list.iter().zip(divided) {
+        for dispatch in list {
             let (shader, constants) = (dispatch.shader, dispatch.constants.clone());
-            pipelines.push(self.context.pipeline(PipelineKey { shader, constants, divided })?);
+            pipelines.push(self.context.pipeline(PipelineKey { shader, constants })?);
         }
         let mut recorded = Recorded {
             context: self.context.clone(),
@@ -143,12 +141,10 @@ impl Recording<'_> {
                 let stage = vk::ShaderStageFlags::COMPUTE;
                 device.cmd_push_constants(commands, pipeline.layout, stage, 0, &dispatch.push);
                 let [x, y, z] = dispatch.groups;
-                match &piece.rows {
-                    None => device.cmd_dispatch(commands, x, y, z),
-                    Some(rows) => {
-                        device.cmd_dispatch_base(commands, 0, rows.start, 0, x, rows.end - rows.start, z);
-                    }
-                }
+                let rows = piece.rows.clone().unwrap_or(0..y);
+                let before = rows.start.to_ne_bytes();
+                device.cmd_push_constants(commands, pipeline.layout, stage, BEFORE_AT, &before);
+                device.cmd_dispatch(commands, x, rows.end - rows.start, z);
                 if let Some(queries) = recorded.queries.filter(|_| piece.is_last(dispatch)) {
                     // The time after a dispatch counts once it is done, so each waits for the one before.
                     let stage = vk::PipelineStageFlags2::COMPUTE_SHADER;

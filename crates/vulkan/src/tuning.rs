@@ -20,6 +20,8 @@ pub enum Variant {
         ahead: u32,
         /// Subgroups of a workgroup.
         subgroups: u32,
+        /// Subgroups of a processor among which all rows are divided; 0: each takes its rows and ends.
+        resident: u32,
     },
     /// Of a product on matrix units.
     Tile {
@@ -33,7 +35,9 @@ pub enum Variant {
 impl fmt::Display for Variant {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Variant::Rows { rows, ahead, subgroups } => write!(f, "rows {rows} ahead {ahead} subgroups {subgroups}"),
+            Variant::Rows { rows, ahead, subgroups, resident } => {
+                write!(f, "rows {rows} ahead {ahead} subgroups {subgroups} resident {resident}")
+            }
             Variant::Tile { tile: (m, n), share: (own_m, own_n) } => write!(f, "tile {m} {n} share {own_m} {own_n}"),
         }
     }
@@ -51,8 +55,8 @@ impl FromStr for Variant {
         let words: Vec<&str> = text.split(' ').collect();
         let number = |at: usize| words[at].parse::<u32>().map_err(|_| NoVariant);
         match words[..] {
-            ["rows", _, "ahead", _, "subgroups", _] => {
-                Ok(Variant::Rows { rows: number(1)?, ahead: number(3)?, subgroups: number(5)? })
+            ["rows", _, "ahead", _, "subgroups", _, "resident", _] => {
+                Ok(Variant::Rows { rows: number(1)?, ahead: number(3)?, subgroups: number(5)?, resident: number(7)? })
             }
             ["tile", _, _, "share", _, _] => {
                 Ok(Variant::Tile { tile: (number(1)?, number(2)?), share: (number(4)?, number(5)?) })
@@ -134,7 +138,7 @@ mod tests {
     use super::*;
 
     fn rows(rows: u32, ahead: u32) -> Variant {
-        Variant::Rows { rows, ahead, subgroups: 4 }
+        Variant::Rows { rows, ahead, subgroups: 4, resident: 0 }
     }
 
     #[test]
@@ -142,9 +146,14 @@ mod tests {
         for variant in [rows(2, 1), Variant::Tile { tile: (128, 64), share: (32, 16) }] {
             assert_eq!(variant.to_string().parse(), Ok(variant));
         }
-        for text in
-            ["", "rows", "rows 1 ahead 2", "rows 1 ahead -2 subgroups 3", "tile 1 2 share 3", "tile 1 2 3 4 5 6"]
-        {
+        for text in [
+            "",
+            "rows",
+            "rows 1 ahead 2",
+            "rows 1 ahead -2 subgroups 3 resident 0",
+            "tile 1 2 share 3",
+            "tile 1 2 3 4 5 6",
+        ] {
             assert_eq!(text.parse::<Variant>(), Err(NoVariant), "{text:?}");
         }
     }

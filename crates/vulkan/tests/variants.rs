@@ -96,7 +96,15 @@ fn products_with_few_rows() {
     let met = run_all(&device, DType::Q4_0, &[1, 4, 8, 16], &[]);
     for subgroups in [4, 8] {
         for (rows, ahead) in [(1, 1), (1, 2), (1, 4), (2, 1), (2, 2), (4, 1)] {
-            assert!(met.contains(&Variant::Rows { rows, ahead, subgroups }), "{rows}, {ahead}, {subgroups}: {met:?}");
+            let variant = Variant::Rows { rows, ahead, subgroups, resident: 0 };
+            assert!(met.contains(&variant), "{variant}: {met:?}");
+        }
+    }
+    // Of kernels that make their row.
+    for subgroups in [16, 32] {
+        for resident in [0, 32, 64] {
+            let variant = Variant::Rows { rows: 1, ahead: 1, subgroups, resident };
+            assert!(met.contains(&variant), "{variant}: {met:?}");
         }
     }
     run_all(&device, DType::Q6_K, &[2], &[]);
@@ -134,8 +142,8 @@ fn what_is_chosen_runs_where_it_is_valid() {
     let rule = run();
     assert!(!rule.is_empty());
     let other = |variant: &Variant| match variant {
-        Variant::Rows { rows: 1, .. } => Variant::Rows { rows: 2, ahead: 1, subgroups: 16 },
-        _ => Variant::Rows { rows: 1, ahead: 1, subgroups: 16 },
+        Variant::Rows { rows: 1, .. } => Variant::Rows { rows: 2, ahead: 1, subgroups: 16, resident: 64 },
+        _ => Variant::Rows { rows: 1, ahead: 1, subgroups: 16, resident: 0 },
     };
     // Sixteen subgroups are those of kernels that norm their input, and of no others.
     let chosen: Choices = rule.iter().map(|(kernel, variant)| (kernel.clone(), other(variant))).collect();
@@ -145,7 +153,7 @@ fn what_is_chosen_runs_where_it_is_valid() {
         let want = if kernel.contains("normed") { chosen[&kernel] } else { rule[&kernel] };
         assert_eq!(variant, want, "{kernel}");
     }
-    let absurd = Variant::Rows { rows: u32::MAX, ahead: 0, subgroups: 0 };
+    let absurd = Variant::Rows { rows: u32::MAX, ahead: 0, subgroups: 0, resident: 0 };
     device.choose(rule.keys().map(|kernel| (kernel.clone(), absurd)).collect());
     assert_eq!(run(), rule);
     device.choose(Choices::default());

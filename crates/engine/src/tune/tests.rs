@@ -4,7 +4,7 @@ use super::*;
 
 fn choices() -> Choices {
     Choices::from([
-        ("gemv Q4_0 64x64 by 1".to_owned(), Variant::Rows { rows: 2, ahead: 1, subgroups: 8 }),
+        ("gemv Q4_0 64x64 by 1".to_owned(), Variant::Rows { rows: 2, ahead: 1, subgroups: 8, resident: 0 }),
         ("gemm_matrix Q4_0 64x64".to_owned(), Variant::Tile { tile: (64, 64), share: (32, 32) }),
     ])
 }
@@ -45,7 +45,7 @@ fn the_fastest_is_chosen_where_it_is_worth_it() {
         return;
     }
     let vulkan = Vulkan::open(vulkan::VulkanOptions { index: Some(0), ..Default::default() }).unwrap();
-    let [a, b, c] = [1, 2, 4].map(|rows| Variant::Rows { rows, ahead: 1, subgroups: 4 });
+    let [a, b, c] = [1, 2, 4].map(|rows| Variant::Rows { rows, ahead: 1, subgroups: 4, resident: 0 });
     let times = |list: [(Variant, f64, bool); 3]| list.map(|(v, ns, is_rule)| (v, measured(ns, is_rule))).into();
     let tuner = Tuner {
         vulkan: &vulkan,
