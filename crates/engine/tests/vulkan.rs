@@ -98,20 +98,20 @@ fn the_self_check_meets_every_kernel_that_runs() {
     let Some(device) = open(&[]) else { return };
     let cpu = Cpu::new(CpuOptions { threads: Some(2), isa: None }).unwrap();
     // Kernels take long to compile in software.
-    for name in ["qwen2", "gemma3"] {
+    for (name, kv) in [("qwen2", KvType::F16), ("gemma3", KvType::F16), ("gemma3", KvType::Q8)] {
         let (fixture, graph) = plain(name);
         for case in graph::check::cases(&graph) {
-            let checked = case.check(&device, &cpu, Arithmetic::Fast, KvType::F16);
+            let checked = case.check(&device, &cpu, Arithmetic::Fast, kv);
             checked.unwrap_or_else(|error| panic!("{name}: {}: {error}", case.name));
         }
         let checked = device.kernels();
-        let mut session = Session::new(&device, &graph, options(None));
+        let mut session = Session::new(&device, &graph, PlanOptions { kv, ..options(None) });
         for chunk in [fixture.ids.len(), 7, 1] {
             session.restart();
             session.feed_in_chunks(&fixture.ids, chunk);
         }
         let unmet: Vec<String> = device.kernels().into_iter().filter(|kernel| !checked.contains(kernel)).collect();
-        assert!(unmet.is_empty(), "{name}: {unmet:?}");
+        assert!(unmet.is_empty(), "{name}, {kv:?}: {unmet:?}");
     }
 }
 

@@ -2,12 +2,13 @@
 //! kernel by kernel.
 //!
 //! ```text
-//! cargo run --release -p vulkan --example layers -- 4b q4_0 ROWS... [--layers N] [--context N] [--top N] [--profile | --variants]
+//! cargo run --release -p vulkan --example layers -- 4b q4_0 ROWS... [--layers N] [--context N] [--kv q8] [--top N]
+//!     [--profile | --variants]
 //! ```
 //!
 //! ROWS are tokens a step: 1 or 16 is decoding of as many sequences, p512 is a prompt of 512 tokens. `--variants` times
-//! every variant of the kernels that have some. Set
-//! `UNICORN_VULKAN_WITHOUT` to leave capabilities unused, and `UNICORN_VULKAN_SUBMIT_MS` to bound submits.
+//! every variant of the kernels that have some, `--kv q8` keeps keys and values as bytes. Set `UNICORN_VULKAN_WITHOUT` to
+//! leave capabilities unused, and `UNICORN_VULKAN_SUBMIT_MS` to bound submits.
 
 use std::{
     collections::BTreeMap,
@@ -16,7 +17,7 @@ use std::{
 };
 
 use graph::{
-    Activation, Device, Execution, Graph, GraphBuilder, KV_BLOCK_TOKENS, PlanOptions, RopePairs, RopeScaling,
+    Activation, Device, Execution, Graph, GraphBuilder, KV_BLOCK_TOKENS, KvType, PlanOptions, RopePairs, RopeScaling,
     RopeTable, Span, Step, ValueId, Weight, WeightId, plan,
 };
 use tensor::{Bytes, DType, blocks::random_blocks};
@@ -219,6 +220,11 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let context: usize = flag("--context", true).map_or(Ok(512), |text| text.parse())?;
     // Largest logits of each row that leave the device; 0 is all.
     let top: usize = flag("--top", true).map_or(Ok(1), |text| text.parse())?;
+    let kv = match flag("--kv", true).as_deref() {
+        None | Some("f16") => KvType::F16,
+        Some("q8") => KvType::Q8,
+        Some(_) => return Err("unknown cache: f16, q8".into()),
+    };
     let layers = flag("--layers", true).map(|text| text.parse::<usize>()).transpose()?;
     let device = flag("--device", true).map(|text| text.parse::<usize>()).transpose()?;
     let (name, dtype) = (words.first().ok_or("a shape is missing")?, words.get(1).ok_or("a type is missing")?);
@@ -249,6 +255,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         sequences,
         step_tokens: rows,
         step_outputs: sequences,
+        kv,
         // Windows are given whole contexts here, so that one table serves all.
         kv_bytes: Some(u64::MAX / 4),
         ..PlanOptions::default()

@@ -23,7 +23,8 @@ layout(constant_id = 2) const uint QUERIES = 1;
 // Query heads that share a KV head.
 layout(constant_id = 3) const uint GROUP = 1;
 layout(constant_id = 4) const uint SUBGROUPS = 4;
-layout(constant_id = 5) const bool HALVES = true;
+// Elements of the cache.
+layout(constant_id = 5) const uint ELEMENT = 1;
 layout(constant_id = 6) const bool CAPPED = false;
 // Keys that an invocation loads before it uses the first.
 layout(constant_id = 7) const uint AHEAD = 1;
@@ -38,12 +39,13 @@ layout(constant_id = 13) const float EPS = 0.0;
 layout(constant_id = 14) const float MAGNITUDE = 1.0;
 layout(constant_id = 15) const float SCALE = 1.0;
 layout(constant_id = 16) const float CAP = 1.0;
-// The result: floats, bytes in groups of 32, or halves in the order of fragments. The cache holds halves without a scale of
-// their own, and the result is between the least and the largest of its values, so it has none either.
+// The result: floats, bytes in groups of 32, or halves in the order of fragments. Values of the cache fit in halves without
+// a scale of their own, and the result is between the least and the largest of them, so it has none either.
 layout(constant_id = 17) const uint FORM = 1;
 const uint FLOATS = 1, BYTES = 2, FRAGMENTS = 8;
 
-const uint BLOCK_TOKENS = 32;
+#include "cache.glsl"
+
 const uint LANES = gl_WorkGroupSize.x / SUBGROUPS;
 // Words of eight elements of a head, invocations that read a key side by side, and words each of them reads.
 const uint WORDS = HEAD_DIM / 8;
@@ -96,8 +98,9 @@ shared uint finished;
 vec4 query[QUERIES * EACH * 2];
 vec4 acc[QUERIES * EACH * 2];
 float largest[QUERIES], sum[QUERIES];
-uvec4 loaded_keys[AHEAD * EACH * (HALVES ? 1 : 2)];
-uvec4 loaded_values[AHEAD * EACH * (HALVES ? 1 : 2)];
+const uint BOTH = ELEMENT == CACHE_FLOATS ? 2 : 1;
+uvec4 loaded_keys[AHEAD * EACH * BOTH];
+uvec4 loaded_values[AHEAD * EACH * BOTH];
 
 void row4(uint at, vec4 v) {
     [[unroll]] for (uint k = 0; k < 4; ++k) {
@@ -133,21 +136,16 @@ void make_head(uint part, uint base, uint to, float position) {
     }
 }
 
-// Eight elements of a row of shared memory, from word `w` on; as the cache would hold them.
+// Eight elements of a row of shared memory, from word `w` on; as the cache would hold them where it holds halves.
 void from_row(uint at, uint w, bool rounded, out vec4 low, out vec4 high) {
     [[unroll]] for (uint k = 0; k < 4; ++k) {
         low[k] = w < WORDS ? row[at + 8 * w + k] : 0.0;
         high[k] = w < WORDS ? row[at + 8 * w + 4 + k] : 0.0;
     }
-    if (rounded && HALVES) {
+    if (rounded && ELEMENT == CACHE_HALVES) {
         low = vec4(unpackHalf2x16(packHalf2x16(low.xy)), unpackHalf2x16(packHalf2x16(low.zw)));
         high = vec4(unpackHalf2x16(packHalf2x16(high.xy)), unpackHalf2x16(packHalf2x16(high.zw)));
     }
-}
-
-void unpack(uvec4 first, uvec4 second, out vec4 low, out vec4 high) {
-    low = HALVES ? vec4(unpackHalf2x16(first.x), unpackHalf2x16(first.y)) : uintBitsToFloat(first);
-    high = HALVES ? vec4(unpackHalf2x16(first.z), unpackHalf2x16(first.w)) : uintBitsToFloat(second);
 }
 
 float over_side(float x) {
@@ -166,18 +164,17 @@ void load(uint from, uint stride, uint end, uint kv_head, uint table) {
     uint lane = gl_SubgroupInvocationID % SIDE;
     [[unroll]] for (uint u = 0; u < AHEAD; ++u) {
         uint token = min(from + u * stride, end - 1);
-        uint block = tables.at[table + token / BLOCK_TOKENS];
-        uint base = ((block * kv_heads + kv_head) * BLOCK_TOKENS + token % BLOCK_TOKENS) * WORDS;
+        uint head = tables.at[table + token / BLOCK_TOKENS] * kv_heads + kv_head;
         [[unroll]] for (uint e = 0; e < EACH; ++e) {
-            uint w = base + min(lane + e * SIDE, WORDS - 1);
-            if (HALVES) {
-                loaded_keys[u * EACH + e] = ReadU4(keys).at[w];
-                loaded_values[u * EACH + e] = ReadU4(values).at[w];
-            } else {
-                [[unroll]] for (uint h = 0; h < 2; ++h) {
-                    loaded_keys[(u * EACH + e) * 2 + h] = ReadU4(keys).at[2 * w + h];
-                    loaded_values[(u * EACH + e) * 2 + h] = ReadU4(values).at[2 * w + h];
-                }
+            uint w = min(lane + e * SIDE, WORDS - 1), at = (u * EACH + e) * BOTH;
+            uvec4 rest;
+            loaded_keys[at] = cached(ReadU4(keys), head, token % BLOCK_TOKENS, w, rest);
+            if (BOTH == 2) {
+                loaded_keys[at + 1] = rest;
+            }
+            loaded_values[at] = cached(ReadU4(values), head, token % BLOCK_TOKENS, w, rest);
+            if (BOTH == 2) {
+                loaded_values[at + 1] = rest;
             }
         }
     }
@@ -186,7 +183,6 @@ void load(uint from, uint stride, uint end, uint kv_head, uint table) {
 // Attends to what was loaded, as far as it comes before `end`.
 void attend(uint from, uint stride, uint end) {
     uint lane = gl_SubgroupInvocationID % SIDE;
-    const uint both = HALVES ? 1 : 2;
     [[unroll]] for (uint i = 0; i < QUERIES; ++i) {
         float scores[AHEAD];
         float top = largest[i];
@@ -194,8 +190,8 @@ void attend(uint from, uint stride, uint end) {
             float score = 0.0;
             [[unroll]] for (uint e = 0; e < EACH; ++e) {
                 vec4 low, high;
-                uint at = (u * EACH + e) * both;
-                unpack(loaded_keys[at], loaded_keys[at + both - 1], low, high);
+                uint at = (u * EACH + e) * BOTH;
+                widen(loaded_keys[at], loaded_keys[at + BOTH - 1], low, high);
                 // Queries are zero beyond the head, but what lies there may be no number.
                 float product = dot(query[(i * EACH + e) * 2], low) + dot(query[(i * EACH + e) * 2 + 1], high);
                 score += EACH * SIDE == WORDS || lane + e * SIDE < WORDS ? product : 0.0;
@@ -215,8 +211,8 @@ void attend(uint from, uint stride, uint end) {
                 sum[i] += weight_of;
                 [[unroll]] for (uint e = 0; e < EACH; ++e) {
                     vec4 low, high;
-                    uint at = (u * EACH + e) * both;
-                    unpack(loaded_values[at], loaded_values[at + both - 1], low, high);
+                    uint at = (u * EACH + e) * BOTH;
+                    widen(loaded_values[at], loaded_values[at + BOTH - 1], low, high);
                     acc[(i * EACH + e) * 2] += weight_of * low;
                     acc[(i * EACH + e) * 2 + 1] += weight_of * high;
                 }
@@ -252,14 +248,34 @@ void attend_own(uint key_at, uint value_at) {
     }
 }
 
-// A head of the row into the cache.
-void keep(WriteU cache, uint at, uint place, uint kv_head) {
-    uint base = ((place / BLOCK_TOKENS * kv_heads + kv_head) * BLOCK_TOKENS + place % BLOCK_TOKENS) * HEAD_DIM;
-    for (uint i = gl_SubgroupInvocationID; i < (HALVES ? HEAD_DIM / 2 : HEAD_DIM); i += LANES) {
-        if (HALVES) {
-            cache.at[base / 2 + i] = packHalf2x16(vec2(row[at + 2 * i], row[at + 2 * i + 1]));
-        } else {
-            cache.at[base + i] = floatBitsToUint(row[at + i]);
+// A head of the row into the cache, where this workgroup is the one that `writes` it. Where that holds bytes, the row is
+// afterwards as they have it.
+void keep(WriteU cache, uint at, uint head, uint token, bool writes) {
+    if (ELEMENT == CACHE_BYTES) {
+        // Whole groups, though the last may be shorter.
+        for (uint w = gl_SubgroupInvocationID; w < SCALES * 8; w += LANES) {
+            bool there = 4 * w < HEAD_DIM;
+            vec4 v = vec4(0.0);
+            if (there) {
+                v = vec4(row[at + 4 * w], row[at + 4 * w + 1], row[at + 4 * w + 2], row[at + 4 * w + 3]);
+            }
+            uint scale;
+            uint bytes = round_group(v, scale);
+            if (there) {
+                if (writes) {
+                    store_group(cache, head, token, w, bytes, scale);
+                }
+                row4(at / 4 + w, unpackHalf2x16(scale).x * of_bytes(bytes));
+            }
+        }
+    } else if (writes) {
+        uint base = (head * BLOCK_TOKENS + token) * HEAD_DIM;
+        for (uint i = gl_SubgroupInvocationID; i < (ELEMENT == CACHE_HALVES ? HEAD_DIM / 2 : HEAD_DIM); i += LANES) {
+            if (ELEMENT == CACHE_HALVES) {
+                cache.at[base / 2 + i] = packHalf2x16(vec2(row[at + 2 * i], row[at + 2 * i + 1]));
+            } else {
+                cache.at[base + i] = floatBitsToUint(row[at + i]);
+            }
         }
     }
 }
@@ -292,13 +308,11 @@ void main() {
             make_head(0, (tile.x * heads + first_head + min(i, there - 1)) * HEAD_DIM, i * HEAD_DIM, position);
         } else if (owns) {
             make_head(i - QUERIES + 1, (tile.x * kv_heads + kv_head) * HEAD_DIM, i * HEAD_DIM, position);
-            if (writes) {
-                uint place = tables.at[tile.w + last / BLOCK_TOKENS] * BLOCK_TOKENS + last % BLOCK_TOKENS;
-                if (i == QUERIES) {
-                    keep(keys, i * HEAD_DIM, place, kv_head);
-                } else {
-                    keep(values, i * HEAD_DIM, place, kv_head);
-                }
+            uint head = tables.at[tile.w + last / BLOCK_TOKENS] * kv_heads + kv_head;
+            if (i == QUERIES) {
+                keep(keys, i * HEAD_DIM, head, last % BLOCK_TOKENS, writes);
+            } else {
+                keep(values, i * HEAD_DIM, head, last % BLOCK_TOKENS, writes);
             }
         }
     }

@@ -17,14 +17,16 @@ layout(constant_id = 2) const uint QUERIES = 8;
 layout(constant_id = 3) const uint TILE_HEADS = 1;
 // Query heads that share a KV head.
 layout(constant_id = 4) const uint GROUP = 1;
-layout(constant_id = 5) const bool HALVES = true;
+// Elements of the cache.
+layout(constant_id = 5) const uint ELEMENT = 1;
 layout(constant_id = 6) const bool CAPPED = false;
 // Loads of keys or values before the first is used.
 layout(constant_id = 7) const uint AHEAD = 1;
 // Whether the keys of a tile are divided among workgroups: then sums go to `partial`.
 layout(constant_id = 8) const bool SPLIT = false;
 
-const uint BLOCK_TOKENS = 32;
+#include "cache.glsl"
+
 const uint WIDTH = gl_WorkGroupSize.x;
 // Eight elements of a value an invocation; groups of invocations take different keys.
 const uint EIGHTS = HEAD_DIM / 8;
@@ -100,20 +102,16 @@ void main() {
             score[i] = 0.0;
         }
         if (seen) {
-            uint block = tables.at[tile.w + token / BLOCK_TOKENS];
-            uint base = ((block * kv_heads + kv_head) * BLOCK_TOKENS + token % BLOCK_TOKENS) * (HEAD_DIM / 8);
+            uint head = tables.at[tile.w + token / BLOCK_TOKENS] * kv_heads + kv_head;
             for (uint d = 0; d < HEAD_DIM / 8; d += AHEAD) {
                 uvec4 k[AHEAD], rest[AHEAD];
                 [[unroll]] for (uint u = 0; u < AHEAD; ++u) {
-                    uint at = base + min(d + u, HEAD_DIM / 8 - 1);
-                    k[u] = HALVES ? keys.at[at] : keys.at[2 * at];
-                    rest[u] = HALVES ? uvec4(0) : keys.at[2 * at + 1];
+                    k[u] = cached(keys, head, token % BLOCK_TOKENS, min(d + u, HEAD_DIM / 8 - 1), rest[u]);
                 }
                 [[unroll]] for (uint u = 0; u < AHEAD; ++u) {
                     if (d + u < HEAD_DIM / 8) {
-                        vec4 low = HALVES ? vec4(unpackHalf2x16(k[u].x), unpackHalf2x16(k[u].y)) : uintBitsToFloat(k[u]);
-                        vec4 high = HALVES ? vec4(unpackHalf2x16(k[u].z), unpackHalf2x16(k[u].w))
-                                           : uintBitsToFloat(rest[u]);
+                        vec4 low, high;
+                        widen(k[u], rest[u], low, high);
                         [[unroll]] for (uint i = 0; i < QUERIES; ++i) {
                             score[i] += dot_key(i, low, high, d + u);
                         }
@@ -155,16 +153,13 @@ void main() {
                 uvec4 v[AHEAD], rest[AHEAD];
                 [[unroll]] for (uint u = 0; u < AHEAD; ++u) {
                     uint at = chunk * WIDTH + min(t + u * GROUPS, to);
-                    uint block = tables.at[tile.w + at / BLOCK_TOKENS];
-                    at = ((block * kv_heads + kv_head) * BLOCK_TOKENS + at % BLOCK_TOKENS) * EIGHTS + eight;
-                    v[u] = HALVES ? values.at[at] : values.at[2 * at];
-                    rest[u] = HALVES ? uvec4(0) : values.at[2 * at + 1];
+                    uint head = tables.at[tile.w + at / BLOCK_TOKENS] * kv_heads + kv_head;
+                    v[u] = cached(values, head, at % BLOCK_TOKENS, eight, rest[u]);
                 }
                 [[unroll]] for (uint u = 0; u < AHEAD; ++u) {
                     bool there = t + u * GROUPS <= to;
-                    vec4 low = HALVES ? vec4(unpackHalf2x16(v[u].x), unpackHalf2x16(v[u].y)) : uintBitsToFloat(v[u]);
-                    vec4 high =
-                        HALVES ? vec4(unpackHalf2x16(v[u].z), unpackHalf2x16(v[u].w)) : uintBitsToFloat(rest[u]);
+                    vec4 low, high;
+                    widen(v[u], rest[u], low, high);
                     [[unroll]] for (uint i = 0; i < QUERIES; ++i) {
                         float w = there ? weight[i * WIDTH + min(t + u * GROUPS, to)] : 0.0;
                         sum[i] += w;

@@ -21,7 +21,11 @@ layout(constant_id = 2) const uint MATRICES = 1;
 layout(constant_id = 3) const uint TILE_HEADS = 1;
 // Query heads that share a KV head.
 layout(constant_id = 4) const uint GROUP = 1;
+// Elements of the cache: halves or bytes.
+layout(constant_id = 5) const uint ELEMENT = 1;
 layout(constant_id = 6) const bool CAPPED = false;
+
+#include "cache.glsl"
 
 const uint SIDE = 16;
 const uint SUBGROUPS = 4;
@@ -29,7 +33,7 @@ const uint WIDTH = gl_WorkGroupSize.x;
 const uint LANES = WIDTH / SUBGROUPS;
 const uint ROWS = SIDE * MATRICES;
 // A block of the cache.
-const uint KEYS = 32;
+const uint KEYS = BLOCK_TOKENS;
 const uint WORDS = HEAD_DIM / 8;
 const uint DEPTH = HEAD_DIM / SIDE;
 // Words of eight halves, or of four floats, from row to row in shared memory: one more than a row has, against bank
@@ -104,15 +108,25 @@ void load_queries(uvec4 tile, uint first_head, uint tile_heads) {
     }
 }
 
+// A word of the cache as halves.
+uvec4 in_halves(uvec4 word) {
+    if (ELEMENT == CACHE_HALVES) {
+        return word;
+    }
+    vec4 low, high;
+    widen(word, uvec4(0), low, high);
+    return uvec4(packHalf2x16(low.xy), packHalf2x16(low.zw), packHalf2x16(high.xy), packHalf2x16(high.zw));
+}
+
 // A block of keys and values into shared memory. Values that the tile does not see are zero there, for they may hold
 // what is not finite; its scores of such keys count for nothing.
 void load_block(uint block, uint kv_head, uint token, uint first, uint last) {
-    uint base = (block * kv_heads + kv_head) * KEYS * WORDS;
-    uvec4 k[EACH], v[EACH];
+    uint head = block * kv_heads + kv_head;
+    uvec4 k[EACH], v[EACH], none;
     [[unroll]] for (uint u = 0; u < EACH; ++u) {
         uint i = min(u * WIDTH + gl_LocalInvocationIndex, KEYS * WORDS - 1);
-        k[u] = keys.at[base + i];
-        v[u] = values.at[base + i];
+        k[u] = cached(keys, head, i / WORDS, i % WORDS, none);
+        v[u] = cached(values, head, i / WORDS, i % WORDS, none);
     }
     barrier();
     [[unroll]] for (uint u = 0; u < EACH; ++u) {
@@ -120,8 +134,8 @@ void load_block(uint block, uint kv_head, uint token, uint first, uint last) {
         if (EACH * WIDTH == KEYS * WORDS || i < KEYS * WORDS) {
             uint key = token + i / WORDS;
             uint to = i / WORDS * PITCH + i % WORDS;
-            staged[to] = k[u];
-            staged[KEYS * PITCH + to] = key >= first && key <= last ? v[u] : uvec4(0);
+            staged[to] = in_halves(k[u]);
+            staged[KEYS * PITCH + to] = key >= first && key <= last ? in_halves(v[u]) : uvec4(0);
         }
     }
     barrier();

@@ -14,12 +14,13 @@ layout(constant_id = 1) const uint NORM = 0;
 layout(constant_id = 2) const uint ROPE = 0;
 // Parts that go to the cache; the others stay values.
 layout(constant_id = 3) const uint CACHE = 0;
-layout(constant_id = 4) const bool HALVES = true;
+// Elements of the cache.
+layout(constant_id = 4) const uint ELEMENT = 1;
 layout(constant_id = 5) const bool NEIGHBOURS = false;
 // Frequencies: pairs that turn.
 layout(constant_id = 6) const uint PAIRS = 0;
 
-const uint BLOCK_TOKENS = 32;
+#include "cache.glsl"
 
 layout(push_constant, std430) uniform Push {
     ReadF source[3];
@@ -75,8 +76,25 @@ void main() {
     }
     if (((CACHE >> part) & 1) != 0) {
         uint place = places.at[token];
-        base = ((place / BLOCK_TOKENS * heads[part] + index) * BLOCK_TOKENS + place % BLOCK_TOKENS) * HEAD_DIM;
-        if (HALVES) {
+        uint of = place / BLOCK_TOKENS * heads[part] + index;
+        if (ELEMENT == CACHE_BYTES) {
+            // Whole groups, though the last may be shorter.
+            for (uint w = gl_LocalInvocationIndex; w < SCALES * 8; w += gl_WorkGroupSize.x) {
+                bool there = 4 * w < HEAD_DIM;
+                vec4 v = vec4(0.0);
+                if (there) {
+                    v = vec4(head[4 * w], head[4 * w + 1], head[4 * w + 2], head[4 * w + 3]);
+                }
+                uint scale;
+                uint bytes = round_group(v, scale);
+                if (there) {
+                    store_group(target[part], of, place % BLOCK_TOKENS, w, bytes, scale);
+                }
+            }
+            return;
+        }
+        base = (of * BLOCK_TOKENS + place % BLOCK_TOKENS) * HEAD_DIM;
+        if (ELEMENT == CACHE_HALVES) {
             for (uint i = gl_LocalInvocationIndex; i < HEAD_DIM / 2; i += gl_WorkGroupSize.x) {
                 target[part].at[base / 2 + i] = packHalf2x16(vec2(head[2 * i], head[2 * i + 1]));
             }

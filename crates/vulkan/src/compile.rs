@@ -357,7 +357,7 @@ impl<'a, 'b> Compiler<'a, 'b> {
             rope: heads.rope.map(|at| self.rope(at)),
             eps: heads.eps,
             group: cache.map_or(0, |(cache, _)| cache.group),
-            halves: room::holds_halves(self.share),
+            kv: self.share.kv.dtype,
         }
     }
 
@@ -409,7 +409,7 @@ impl<'a, 'b> Compiler<'a, 'b> {
                     window: cache.window.map(|window| u32::try_from(window).unwrap_or(u32::MAX)),
                     scale: *scale,
                     softcap: *softcap,
-                    halves: room::holds_halves(self.share),
+                    kv: self.share.kv.dtype,
                     list: memory.lists.iter().position(|own| *own == list).expect("listed with the memory"),
                 })
             }

@@ -1,7 +1,7 @@
 //! What kernels are given: push constants and specialization constants, laid out as in `shaders/`.
 
 use bytemuck::{Pod, Zeroable};
-use graph::Activation;
+use graph::{Activation, KvType};
 
 use crate::{pipeline::PUSH_BYTES, shaders::Shader, tuning::Variant};
 
@@ -102,6 +102,15 @@ pub(crate) mod form {
     pub(crate) const BYTES: u32 = 2;
     pub(crate) const HALVES: u32 = 4;
     pub(crate) const FRAGMENTS: u32 = 8;
+}
+
+/// Elements of the KV cache (`cache.glsl`).
+pub(crate) fn element(kv: KvType) -> u32 {
+    match kv {
+        KvType::F32 => 0,
+        KvType::F16 => 1,
+        KvType::Q8 => 2,
+    }
 }
 
 /// `heads.comp`.

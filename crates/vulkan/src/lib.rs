@@ -71,7 +71,7 @@ use std::{
 };
 
 use ash::vk;
-use graph::{Arithmetic, Device, DeviceError, Graph, KvType, Memory, NodeId, Op, Program, Rates, Share, Weight};
+use graph::{Arithmetic, Device, DeviceError, Graph, Memory, NodeId, Op, Program, Rates, Share, Weight};
 
 pub use capabilities::{Capabilities, Kind, MatrixShape, OPTIONAL};
 pub use error::VulkanError;
@@ -303,13 +303,6 @@ impl Device for Vulkan {
                 Err(format!("rotation of heads of {head_dim}: up to 1024 are supported"))
             }
             _ => Ok(()),
-        }
-    }
-
-    fn holds(&self, kv: KvType) -> Result<(), String> {
-        match kv {
-            KvType::F16 | KvType::F32 => Ok(()),
-            KvType::Q8 => Err("a KV cache of q8 is not supported: f16 and f32 are".to_owned()),
         }
     }
 

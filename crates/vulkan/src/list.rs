@@ -1,6 +1,6 @@
 //! What the operations of a stage become for a step of given size: dispatches.
 
-use graph::{Arithmetic, KV_BLOCK_TOKENS, Rows};
+use graph::{Arithmetic, KV_BLOCK_TOKENS, KvType, Rows};
 
 use crate::{
     capabilities::{Capabilities, Kind},
@@ -89,11 +89,11 @@ pub(crate) fn attention_matrices(
     capabilities: &Capabilities,
     arithmetic: Arithmetic,
     head_dim: u32,
-    halves: bool,
+    kv: KvType,
 ) -> Option<u32> {
     let shape = capabilities.cooperative_matrix?;
     let fits = arithmetic == Arithmetic::Fast
-        && halves
+        && kv != KvType::F32
         && shape.is_square()
         && head_dim.is_multiple_of(16)
         && capabilities.subgroup >= 16
@@ -273,7 +273,7 @@ impl Lister<'_> {
             (1, norm),
             (2, rope),
             (3, cache),
-            (4, bits(heads.halves)),
+            (4, kernels::element(heads.kv)),
             (5, bits(heads.rope.is_some_and(|rope| rope.neighbours))),
             (6, heads.rope.map_or(0, |rope| rope.pairs)),
         ];
@@ -301,7 +301,7 @@ impl Lister<'_> {
         let most = (full(self.capabilities) / 2 / (tiles * columns).max(1)).clamp(1, 16);
         let splits = seen.div_ceil(32).clamp(1, most);
         let bytes = at.head_dim.is_multiple_of(32) && self.wants(next, &at.out, Method::Gemv { integer: true });
-        let halves = at.halves && self.wants(next, &at.out, Method::GemmFragments);
+        let halves = at.kv != KvType::F32 && self.wants(next, &at.out, Method::GemmFragments);
         let (form, (result, scales)) = match (bytes, halves) {
             (true, _) => (form::BYTES, self.made(&at.out)),
             (_, true) => (form::FRAGMENTS, (self.addresses.quants, self.addresses.scales)),
@@ -334,7 +334,7 @@ impl Lister<'_> {
             (2, queries),
             (3, group),
             (4, subgroups),
-            (5, bits(at.halves)),
+            (5, kernels::element(at.kv)),
             (6, bits(at.softcap.is_some())),
             (7, if software { 1 } else { 4 }),
             (8, bits(splits > 1)),
@@ -376,7 +376,7 @@ impl Lister<'_> {
     fn attention(&mut self, at: &AttentionAt) {
         let heads = at.q.width / at.head_dim;
         let group = heads / at.kv_heads;
-        let matrices = attention_matrices(self.capabilities, self.arithmetic, at.head_dim, at.halves);
+        let matrices = attention_matrices(self.capabilities, self.arithmetic, at.head_dim, at.kv);
         let most = tile_queries(matrices);
         let tile_heads = group.min(most);
         let tiles = self.bucket.tiles[at.list];
@@ -403,7 +403,8 @@ impl Lister<'_> {
             scale: at.scale,
             cap: at.softcap.unwrap_or(0.0),
         };
-        let mut constants = vec![(1, at.head_dim), (3, tile_heads), (4, group), (6, bits(at.softcap.is_some()))];
+        let mut constants = vec![(1, at.head_dim), (3, tile_heads), (4, group)];
+        constants.extend([(5, kernels::element(at.kv)), (6, bits(at.softcap.is_some()))]);
         let shader = match matrices {
             Some(matrices) => {
                 constants.extend([(0, MATRIX_SUBGROUPS * self.capabilities.subgroup), (2, matrices)]);
@@ -413,8 +414,7 @@ impl Lister<'_> {
                 let queries = if self.bucket.many { TILE_QUERIES } else { tile_heads };
                 // A processor hides no latency, and takes long to compile what is unrolled.
                 let ahead = if self.capabilities.kind == Kind::Software { 1 } else { 8 };
-                let (halves, split) = (bits(at.halves), bits(splits > 1));
-                constants.extend([(0, ATTENTION_WIDTH), (2, queries), (5, halves), (7, ahead), (8, split)]);
+                constants.extend([(0, ATTENTION_WIDTH), (2, queries), (7, ahead), (8, bits(splits > 1))]);
                 Shader::Attention
             }
         };

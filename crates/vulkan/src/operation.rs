@@ -1,6 +1,6 @@
 //! The operations of a compiled stage, with addresses where the graph has names.
 
-use graph::{Activation, Rows};
+use graph::{Activation, KvType, Rows};
 
 use crate::pack::Format;
 
@@ -78,8 +78,8 @@ pub(crate) struct HeadsAt {
     pub(crate) eps: f32,
     /// Index of the cache's group; 0 where there is none.
     pub(crate) group: usize,
-    /// Whether the cache holds halves.
-    pub(crate) halves: bool,
+    /// Elements of the cache.
+    pub(crate) kv: KvType,
 }
 
 /// Attention.
@@ -95,7 +95,7 @@ pub(crate) struct AttentionAt {
     pub(crate) window: Option<u32>,
     pub(crate) scale: f32,
     pub(crate) softcap: Option<f32>,
-    pub(crate) halves: bool,
+    pub(crate) kv: KvType,
     /// Index of its list of tiles.
     pub(crate) list: usize,
 }
@@ -103,8 +103,8 @@ pub(crate) struct AttentionAt {
 impl AttentionAt {
     /// Bytes of the keys and values of so many tokens.
     pub(crate) fn seen_bytes(&self, tokens: u32) -> u64 {
-        let element = if self.halves { 2 } else { 4 };
-        2 * element * u64::from(tokens) * u64::from(self.kv_heads) * u64::from(self.head_dim)
+        let head = self.kv.head_bytes(self.head_dim as usize) as u64;
+        2 * head * u64::from(tokens) * u64::from(self.kv_heads)
     }
 }
 

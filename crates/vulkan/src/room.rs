@@ -1,6 +1,6 @@
 //! What a share takes beside its weights: counted once, for the plan that says it and for the program that takes it.
 
-use graph::{Cache, CacheId, KV_BLOCK_TOKENS, KvType, Op, Share, ValueId};
+use graph::{Cache, CacheId, KV_BLOCK_TOKENS, Op, Share, ValueId};
 
 use crate::{
     compile::{push_new, vector_bytes},
@@ -97,11 +97,6 @@ impl Room {
     }
 }
 
-/// Whether caches hold halves.
-pub(crate) fn holds_halves(share: &Share<'_>) -> bool {
-    share.kv.dtype == KvType::F16
-}
-
 /// Bytes of the keys of a cache; its values take as many.
 pub(crate) fn key_bytes(share: &Share<'_>, cache: &Cache) -> u64 {
     (share.kv.blocks[cache.group] * KV_BLOCK_TOKENS) as u64 * cache.token_bytes(share.kv.dtype) / 2
@@ -144,7 +139,7 @@ pub(crate) fn tile_list(context: &Context, share: &Share<'_>, cache: CacheId, q:
 
 /// As [`list::attention_matrices`].
 fn attention_matrices(context: &Context, share: &Share<'_>, cache: &Cache) -> Option<u32> {
-    list::attention_matrices(&context.capabilities, share.arithmetic, cache.head_dim as u32, holds_halves(share))
+    list::attention_matrices(&context.capabilities, share.arithmetic, cache.head_dim as u32, share.kv.dtype)
 }
 
 /// Bytes of the prepared inputs of products and their scales: of all rows as halves, or of few as bytes.

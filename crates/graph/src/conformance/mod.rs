@@ -168,12 +168,12 @@ struct Pair {
 }
 
 /// Calls a case with exact products and an `f32` cache, and with the fast ones and halves; with neither where the
-/// device does not support the graph. Where the graph has a cache and the device can hold it so, with exact products
+/// device does not support the graph. Where the graph has a cache and the device can hold it so, with fast products
 /// and a cache of bytes as well. The bound is that of `dtype`.
 fn on_both(device: &dyn Device, graph: Graph, dtype: DType, room: Room, case: impl Fn(&mut Pair)) {
     let graph = Arc::new(graph);
     let bytes = !graph.caches().is_empty() && device.holds(KvType::Q8).is_ok();
-    let bytes = bytes.then_some((Arithmetic::F32, KvType::Q8));
+    let bytes = bytes.then_some((Arithmetic::Fast, KvType::Q8));
     for (arithmetic, kv) in [(Arithmetic::F32, KvType::F32), (Arithmetic::Fast, KvType::F16)].into_iter().chain(bytes) {
         let options = PlanOptions {
             context: Some(room.context),
