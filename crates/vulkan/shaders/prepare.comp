@@ -2,6 +2,7 @@
 //
 //   s = x + y            or  s = x + norm(y) * w1   or  s = x      (kept where `sum` is written)
 //   h = norm(s) * w2     or  h = s
+//   where rows are selected, row i of h is made of row `selected[i]` of x and y
 //   result: h as floats, as bytes in groups of 32, or as halves under one scale a row, in the order of
 //   rows or in that of `gemm_fragments.comp`
 //
@@ -27,6 +28,7 @@ const uint FLOATS = 1, BYTES = 2, HALVES = 4, FRAGMENTS = 8;
 layout(constant_id = 5) const uint EACH = 1;
 // The width is no multiple of 4.
 layout(constant_id = 6) const bool RAGGED = false;
+layout(constant_id = 7) const bool SELECT = false;
 
 layout(push_constant, std430) uniform Push {
     ReadF x;
@@ -39,6 +41,7 @@ layout(push_constant, std430) uniform Push {
     WriteU quants;
     // Scales of groups or of rows.
     WriteU2 scales;
+    ReadU selected;
     uint width;
     float eps1;
     float eps2;
@@ -76,11 +79,11 @@ void main() {
     if (row >= rows) {
         return;
     }
-    uint base = row * width;
+    uint base = row * width, from = (SELECT ? selected.at[row] : row) * width;
     vec4 s[EACH], w[EACH];
     [[unroll]] for (uint e = 0; e < EACH; ++e) {
         uint i = 4 * (e * gl_WorkGroupSize.x + gl_LocalInvocationIndex);
-        s[e] = four(x, base, i);
+        s[e] = four(x, from, i);
         if (NORM) {
             w[e] = four(w2, 0, i);
         }
@@ -90,7 +93,7 @@ void main() {
         float square = 0.0;
         [[unroll]] for (uint e = 0; e < EACH; ++e) {
             uint i = 4 * (e * gl_WorkGroupSize.x + gl_LocalInvocationIndex);
-            added[e] = four(y, base, i);
+            added[e] = four(y, from, i);
             square += dot(added[e], added[e]);
             if (ADDEND == NORMED) {
                 added[e] *= four(w1, 0, i);

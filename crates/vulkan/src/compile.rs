@@ -320,6 +320,7 @@ impl<'a, 'b> Compiler<'a, 'b> {
             x: matrix(product.x),
             addend: product.addend.map(|(y, norm)| (matrix(y), norm.map(|norm| self.norm(norm)))),
             sum: product.sum.map(matrix),
+            selects: product.selects,
             norm: product.norm.map(|norm| self.norm(norm)),
             input: matrix(product.input),
             input_is_read: product.input_is_read,

@@ -1,7 +1,7 @@
 //! Which nodes become one kernel, or a few that belong together: a stage cut into groups of consecutive nodes.
 //!
-//! - *Product*: what leads to the input of products (a sum of residuals, norms), the products that read it, and what
-//!   becomes of them: the gate's activation, or the residual sum.
+//! - *Product*: what leads to the input of products (a sum of residuals, the choice of wanted rows, norms), the products
+//!   that read it, and what becomes of them: the gate's activation, or the residual sum.
 //! - *Heads*: norms of heads, rotation, and the cache.
 //! - *One*: any other operation by itself.
 //!
@@ -45,8 +45,10 @@ pub(crate) struct Product {
     pub(crate) x: ValueId,
     /// What is added to it, and its norm.
     pub(crate) addend: Option<(ValueId, Option<Norm>)>,
-    /// The sum, where there is one.
+    /// The sum, where there is one that is kept.
     pub(crate) sum: Option<ValueId>,
+    /// Whether only the wanted rows go on to the norm; there is one then.
+    pub(crate) selects: bool,
     /// The norm before the products.
     pub(crate) norm: Option<Norm>,
     /// What the products read.
@@ -182,7 +184,16 @@ impl Fuser<'_> {
         }
     }
 
-    /// A product with what leads to it, from node `at` on: `[norm] [add] [norm] linear...`, each reading the one before.
+    /// Whether the wanted rows of the last value are taken at node `at`, and only normed then.
+    fn selects(&self, at: usize, last: Option<ValueId>) -> Option<ValueId> {
+        let Some(&Op::SelectOutputs { x }) = self.op(at) else { return None };
+        let (input, _) = self.row_norm(at + 1)?;
+        let hidden = last.is_none_or(|last| last == x && self.is_inside(last, at..at + 1));
+        (hidden && input == self.out(at) && self.is_inside(input, at + 1..at + 2)).then_some(x)
+    }
+
+    /// A product with what leads to it, from node `at` on: `[norm] [add] [select] [norm] linear...`, each reading the one
+    /// before.
     fn product(&self, at: usize) -> Option<(Kind, usize)> {
         let (mut next, mut x, mut addend, mut sum, mut norm) = (at, None, None, None, None);
         // The norm of what is added belongs to the sum, if the sum is next and its only reader.
@@ -196,6 +207,10 @@ impl Fuser<'_> {
         } else if let Some(Op::Add { a, b }) = self.op(at) {
             (next, x, addend) = (at + 1, Some(*a), Some((*b, None)));
             sum = Some(self.out(at));
+        }
+        let selected = self.selects(next, sum);
+        if let Some(all) = selected {
+            (next, x, sum) = (next + 1, x.or(Some(all)), None);
         }
         if let Some((input, second)) = self.row_norm(next)
             && sum.is_none_or(|sum| sum == input)
@@ -225,6 +240,7 @@ impl Fuser<'_> {
             x: x.unwrap_or(first_input),
             addend,
             sum,
+            selects: selected.is_some(),
             norm,
             input: first_input,
             input_is_read,

@@ -90,6 +90,7 @@ pub(crate) struct Prepare {
     pub(crate) floats: u64,
     pub(crate) quants: u64,
     pub(crate) scales: u64,
+    pub(crate) selected: u64,
     pub(crate) width: u32,
     pub(crate) eps1: f32,
     pub(crate) eps2: f32,

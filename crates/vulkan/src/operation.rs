@@ -42,6 +42,8 @@ pub(crate) struct ProductAt {
     pub(crate) x: Matrix,
     pub(crate) addend: Option<(Matrix, Option<NormAt>)>,
     pub(crate) sum: Option<Matrix>,
+    /// Whether `x` and the addend have all rows, and the input only those that are wanted.
+    pub(crate) selects: bool,
     pub(crate) norm: Option<NormAt>,
     pub(crate) input: Matrix,
     pub(crate) input_is_read: bool,

@@ -83,7 +83,7 @@ impl Lister<'_> {
     }
 
     pub(crate) fn product(&mut self, product: &ProductAt, next: Option<&Operation>) {
-        let count = self.count(product.x.rows);
+        let count = self.count(product.input.rows);
         if count == 0 {
             return;
         }
@@ -143,6 +143,7 @@ impl Lister<'_> {
         let groups = self.workgroups(if gated { rows / 2 } else { rows }, rule);
         let traffic = u64::from(groups) * u64::from(width * count) * 16;
         product.norm.is_some()
+            && !product.selects
             && count <= PROLOGUE_ROWS
             && width.is_multiple_of(32)
             && !product.input_is_read
@@ -193,6 +194,7 @@ impl Lister<'_> {
             floats: product.input.address,
             quants: self.addresses.quants,
             scales: self.addresses.scales,
+            selected: self.addresses.outputs,
             width,
             eps1: first.map_or(0.0, |norm| norm.eps),
             eps2: product.norm.map_or(0.0, |norm| norm.eps),
@@ -207,6 +209,7 @@ impl Lister<'_> {
             (4, write),
             (5, each),
             (6, bits(!width.is_multiple_of(4))),
+            (7, bits(product.selects)),
         ];
         let mut dispatch = Dispatch::new(Shader::Prepare, constants, &push, rows_of_groups(count));
         for form in [form::BYTES, form::HALVES, form::FRAGMENTS].into_iter().filter(|form| write & form != 0) {

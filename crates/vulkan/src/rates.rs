@@ -103,6 +103,7 @@ fn product_rate(context: &Arc<Context>) -> Result<f64, VulkanError> {
         x: matrix(x),
         addend: None,
         sum: None,
+        selects: false,
         norm: None,
         input: matrix(x),
         input_is_read: false,

@@ -57,13 +57,43 @@ pub fn no_outputs(device: &dyn Device) {
     }
 }
 
-/// Norms, products and activations on selected rows, fewer than the tokens.
+/// What follows on selected rows, fewer than the tokens: a feed-forward block, or a norm and a product as heads are, of a
+/// value, of a sum, and of a sum with what is normed.
 pub fn outputs_rows(device: &dyn Device) {
-    for dtype in [DType::F32, DType::BF16, DType::Q4_0, DType::Q6_K] {
+    #[derive(PartialEq)]
+    enum Of {
+        Block,
+        Value,
+        Sum,
+        NormedSum,
+    }
+    let of = [
+        (DType::F32, Of::Block),
+        (DType::Q6_K, Of::Block),
+        (DType::Q4_0, Of::Value),
+        (DType::Q6_K, Of::Sum),
+        (DType::BF16, Of::NormedSum),
+        (DType::Q4_0, Of::NormedSum),
+    ];
+    for (dtype, of) in of {
         let mut m = Maker::new(21);
-        let x = m.input(256);
+        let mut x = m.input(256);
+        if [Of::Sum, Of::NormedSum].contains(&of) {
+            let mut y = m.b.scale(x, 0.3).unwrap();
+            if of == Of::NormedSum {
+                let norm = m.vector(256);
+                y = m.b.rms_norm(y, Some(norm), 256, 1e-6, 0.0).unwrap();
+            }
+            x = m.b.add(x, y).unwrap();
+        }
         let x = m.b.select_outputs(x).unwrap();
-        let y = feed_forward(&mut m, x, 256, 512, dtype, Activation::Silu);
+        let y = if of == Of::Block {
+            feed_forward(&mut m, x, 256, 512, dtype, Activation::Silu)
+        } else {
+            let (norm, head) = (m.vector(256), m.weight(dtype, 70, 256));
+            let h = m.b.rms_norm(x, Some(norm), 256, 1e-6, 1.0).unwrap();
+            m.b.linear(h, head, None).unwrap()
+        };
         let graph = m.b.finish(y).unwrap();
         on_both(device, graph, dtype, Room { context: 37, sequences: 1, rows: 37 }, |pair| {
             let outputs: [&[u32]; 5] = [&[36], &[0, 1, 5, 6, 7, 8, 9, 20, 21, 30, 31, 32, 33], &[], &[11, 12], &[0]];
