@@ -138,10 +138,8 @@ impl Lister<'_> {
         let rows: u32 = product.linears.iter().map(|linear| linear.out.width).sum();
         let width = product.input.width;
         let gated = matches!(product.after, AfterAt::Gated { .. });
-        let rule = self.prologue_rule(if gated { rows / 2 } else { rows }, gated);
-        // What workgroups read of the row, the other, and two norms.
-        let groups = self.workgroups(if gated { rows / 2 } else { rows }, rule);
-        let traffic = u64::from(groups) * u64::from(width * count) * 16;
+        let total = if gated { rows / 2 } else { rows };
+        let rule = self.prologue_rule(first.format == Format::Q4_0, (total, width), gated);
         product.norm.is_some()
             && !product.selects
             && count <= PROLOGUE_ROWS
@@ -152,7 +150,7 @@ impl Lister<'_> {
             && methods.iter().all(|method| *method == Method::Gemv { integer: true })
             && (first.bias.is_none() || product.addend.is_none())
             && matches!(product.after, AfterAt::Nothing | AfterAt::Gated { .. })
-            && traffic < 32_000_000
+            && self.row_traffic((total, width), rule) < 32_000_000
             && width * count * 5 / 4 <= self.capabilities.shared_bytes / 2
             && self.capabilities.workgroup >= PROLOGUE_SUBGROUPS * self.capabilities.subgroup
     }
@@ -364,7 +362,10 @@ impl Lister<'_> {
                 // Whole groups of 32 rows, where they are rounded together.
                 let joined = (what == epilogue::GATED_BYTES).then_some(32);
                 let rule = match (prologue, joined) {
-                    (true, _) => self.prologue_rule(if gated { push.rows[0] } else { tiles(1) }, joined.is_some()),
+                    (true, _) => {
+                        let shape = (if gated { push.rows[0] } else { tiles(1) }, push.cols);
+                        self.prologue_rule(constants.contains(&(0, Format::Q4_0 as u32)), shape, joined.is_some())
+                    }
                     (false, Some(rows)) => (rows / PROLOGUE_SUBGROUPS, 1, PROLOGUE_SUBGROUPS, 0),
                     (false, None) => self.gemv_rule(push, parts, gated, columns),
                 };
@@ -499,12 +500,18 @@ impl Lister<'_> {
     /// loaded, but there have to be subgroups enough to keep memory busy.
     fn gemv_rule(&self, push: &kernels::Product, parts: usize, gated: bool, columns: u32) -> Rows {
         let total = if gated { push.rows[0] } else { push.rows[..parts].iter().sum() };
-        let wanted = match self.capabilities.kind {
-            Kind::Discrete | Kind::Virtual => 4096,
-            Kind::Integrated => 512,
-            Kind::Software => 8,
+        // Subgroups at least, and rows of each at most where there is one row of activations.
+        let (wanted, lone) = match self.capabilities.kind {
+            // One row of a head is 7 to 9 % faster than four.
+            Kind::Discrete | Kind::Virtual => (4096, 1),
+            Kind::Integrated => (512, 4),
+            Kind::Software => (8, 4),
         };
-        let most = if gated || columns > 4 { 2 } else { 4 };
+        let most = match columns {
+            1 if !gated => lone,
+            2..=4 if !gated => 4,
+            _ => 2,
+        };
         let rows = [4, 2, 1].into_iter().find(|rows| *rows <= most && total / rows >= wanted).unwrap_or(1);
         let ahead = match columns {
             1 if push.cols >= 8192 => 2,
@@ -514,17 +521,30 @@ impl Lister<'_> {
         (rows, ahead, SUBGROUPS, 0)
     }
 
-    /// The same where each workgroup makes the row of activations: `total` rows of the weight, `joined` where gate and up
-    /// end in bytes. Workgroups are as many as find a place at once, and last; measured on 132 multiprocessors.
-    fn prologue_rule(&self, total: u32, joined: bool) -> Rows {
+    /// The same where each workgroup makes the row of activations: `total` rows of the weight of `width`, `joined` where
+    /// gate and up end in bytes. There workgroups are as many as find a place at once, and last; but where a block takes
+    /// more to unpack than one of Q4_0 that costs some percent, and is done only where many workgroups would make the row.
+    /// Measured on 132 multiprocessors, with Q4_0 and Q4_K.
+    fn prologue_rule(&self, is_q4_0: bool, (total, width): (u32, u32), joined: bool) -> Rows {
         let places = self.capabilities.processors.map_or(u32::MAX, |count| 2 * count);
         let is_wide = self.capabilities.workgroup >= 2 * PROLOGUE_SUBGROUPS * self.capabilities.subgroup;
+        let passing = (2, 1, PROLOGUE_SUBGROUPS, 0);
         match joined {
-            true if is_wide && places < u32::MAX => (1, 1, 2 * PROLOGUE_SUBGROUPS, 64),
-            true => (2, 1, PROLOGUE_SUBGROUPS, 0),
-            false if total / PROLOGUE_SUBGROUPS > places => (2, 1, PROLOGUE_SUBGROUPS, 0),
+            true if is_wide
+                && places < u32::MAX
+                && (is_q4_0 || self.row_traffic((total, width), passing) > 48_000_000) =>
+            {
+                (1, 1, 2 * PROLOGUE_SUBGROUPS, 64)
+            }
+            true => passing,
+            false if total / PROLOGUE_SUBGROUPS > places => passing,
             false => (1, 1, PROLOGUE_SUBGROUPS, 0),
         }
+    }
+
+    /// What workgroups that make the row of activations read: of it, of what is added, and of two norms.
+    fn row_traffic(&self, (total, width): (u32, u32), rule: Rows) -> u64 {
+        u64::from(self.workgroups(total, rule)) * u64::from(width) * 16
     }
 
     /// Workgroups of a variant of a product with few rows, where the weight has so many.
