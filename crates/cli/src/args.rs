@@ -167,7 +167,7 @@ pub(crate) struct CpuArgs {
 #[command(next_help_heading = "Placement and arithmetic")]
 pub(crate) struct LoadArgs {
     /// Devices in order of preference, separated by commas: auto (the CPU: a GPU is used when it is named, until published
-    /// models have been verified on one), cpu, vulkan, vulkan:N (by its number in `unicorn devices`; what it has no room
+    /// models have run on more kinds of them), cpu, vulkan, vulkan:N (by its number in `unicorn devices`; what it has no room
     /// for goes to the CPU, layer by layer), reference (slow plain loops in f32, to check the others by)
     #[arg(long, value_name = "NAMES", default_value = "auto")]
     pub(crate) device: String,

@@ -35,7 +35,7 @@ pub struct Devices {
 }
 
 impl Devices {
-    /// Opens devices by name, separated by commas: `auto` (the CPU, until published models have been verified on a GPU),
+    /// Opens devices by name, separated by commas: `auto` (the CPU, until published models have run on more kinds of GPU),
     /// `cpu`, `vulkan` (the first that is no software), `vulkan:N` (by number), `reference` (the slow oracle).
     ///
     /// # Errors
