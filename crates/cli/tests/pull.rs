@@ -148,14 +148,18 @@ fn an_interrupted_pull_goes_on_where_it_stopped() {
     let mut command = user.command(&["pull", "org/tiny-GGUF"]);
     let mut child = command.env("HF_ENDPOINT", &url).stderr(std::process::Stdio::null()).spawn().unwrap();
     let partial = || user.run(&["list", "--json"]).json()[0]["bytes"].as_u64();
+    let mut here = partial();
     for _ in 0..200 {
-        if partial() == Some(FIRST as u64) {
+        if here == Some(FIRST as u64) {
             break;
         }
         std::thread::sleep(std::time::Duration::from_millis(50));
+        here = partial();
     }
+    assert_eq!(here, Some(FIRST as u64), "what came is listed while the rest is waited for");
     let killed = std::process::Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
-    assert!(killed.success() && !child.wait().unwrap().success());
+    assert!(killed.success(), "a client whose peer stalls waits");
+    assert!(!child.wait().unwrap().success(), "an interrupted pull fails");
     let list = user.run(&["list"]);
     assert!(list.ok().contains("partial"), "{list:?}");
     user.run(&["inspect", "org/tiny-GGUF"]).fails(2, &["org/tiny-GGUF"]);

@@ -64,14 +64,14 @@ fn what_is_chosen_is_kept_and_taken() {
     for kernel in kernels {
         let name = kernel["kernel"].as_str().unwrap();
         let subgroups = if name.contains("normed") { 16 } else { 8 };
-        kept["choices"][name] = json!(format!("rows 1 ahead 1 subgroups {subgroups}"));
+        kept["choices"][name] = json!(format!("rows 1 ahead 1 subgroups {subgroups} resident 0"));
     }
     std::fs::write(path, kept.to_string()).unwrap();
     assert_eq!(notes(&user, model), "");
     assert_eq!(likeliest(&user, model), by_rule);
 
     // What is absurd is not taken, what is damaged or foreign is said.
-    kept["choices"][kernels[0]["kernel"].as_str().unwrap()] = json!("rows 4000000000 ahead 0 subgroups 0");
+    kept["choices"][kernels[0]["kernel"].as_str().unwrap()] = json!("rows 4000000000 ahead 0 subgroups 0 resident 0");
     std::fs::write(path, kept.to_string()).unwrap();
     assert_eq!(likeliest(&user, model), by_rule);
     kept["kernels"] = json!("of another driver");

@@ -55,7 +55,7 @@ fn a_response_has_every_field_that_clients_read() {
     assert!(item["content"][0]["text"].is_string());
     assert!(reply["usage"]["input_tokens"].as_u64().unwrap() > 5);
     assert!(reply["usage"]["input_tokens_details"]["cached_tokens"].is_u64());
-    assert_eq!(reply["unicorn"]["device"], "cpu");
+    assert_eq!(reply["unicorn"]["device"], common::device());
 }
 
 #[test]
