@@ -18,7 +18,11 @@ fn a_file_is_read_where_it_is_whole_and_of_these_kernels() {
     assert_eq!(read(&path, "a"), Ok(choices()));
     assert!(read(&path, "b").unwrap_err().contains("another"));
     let whole = std::fs::read(&path).unwrap();
-    let with = |from: &str, to: &str| String::from_utf8(whole.clone()).unwrap().replace(from, to).into_bytes();
+    let with = |from: &str, to: &str| {
+        let text = String::from_utf8(whole.clone()).unwrap();
+        assert!(text.contains(from), "{text}");
+        text.replace(from, to).into_bytes()
+    };
     for damaged in [
         whole[..whole.len() / 2].to_vec(),
         vec![],
@@ -26,7 +30,7 @@ fn a_file_is_read_where_it_is_whole_and_of_these_kernels() {
         b"[1]".to_vec(),
         with("rows 2 ahead 1", "rows two"),
         with("rows 2 ahead", "rows 99999999999 ahead"),
-        with("\"rows 2 ahead 1 subgroups 8\"", "7"),
+        with("\"rows 2 ahead 1 subgroups 8 resident 0\"", "7"),
         vec![b' '; MOST_BYTES as usize + 1],
     ] {
         std::fs::write(&path, damaged).unwrap();
