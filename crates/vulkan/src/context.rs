@@ -52,8 +52,7 @@ pub(crate) struct Context {
     lost_from: AtomicU64,
     queue: Mutex<Queue>,
     timeline: vk::Semaphore,
-    /// Kept last, since the device belongs to it.
-    pub(crate) instance: Arc<Instance>,
+    pub(crate) instance: &'static Instance,
 }
 
 struct Queue {
@@ -65,7 +64,7 @@ struct Queue {
 impl Context {
     /// Opens a device. Pipelines are cached in a file of the folder `cache`.
     pub(crate) fn open(
-        instance: Arc<Instance>,
+        instance: &'static Instance,
         physical: vk::PhysicalDevice,
         capabilities: Capabilities,
         cache: Option<PathBuf>,

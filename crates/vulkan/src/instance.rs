@@ -3,7 +3,7 @@
 use std::{
     ffi::{CStr, c_void},
     sync::{
-        Arc,
+        Mutex, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
 };
@@ -18,6 +18,8 @@ use crate::{
 const VALIDATION: &CStr = c"VK_LAYER_KHRONOS_validation";
 
 /// The instance with what it was loaded from. The loader is found at run time, so that the program starts without it.
+/// Once loaded it stays until the program ends, since a loader takes the drivers from memory with its last instance:
+/// threads that have used a driver may end later, and would run its code then.
 pub(crate) struct Instance {
     pub(crate) entry: ash::Entry,
     pub(crate) raw: ash::Instance,
@@ -41,9 +43,19 @@ pub fn validation_complaints() -> usize {
 }
 
 impl Instance {
-    /// Loads Vulkan. With `validation` the validation layer is on, where it is installed, and complains to standard
-    /// error.
-    pub(crate) fn load(validation: bool) -> Result<Arc<Instance>, VulkanError> {
+    /// The instance of this program, loaded when it is first asked for. With `validation` the validation layer is on,
+    /// where it is installed, and complains to standard error.
+    pub(crate) fn get(validation: bool) -> Result<&'static Instance, VulkanError> {
+        /// Without the layer, and with it.
+        static LOADED: Mutex<[Option<&'static Instance>; 2]> = Mutex::new([None; 2]);
+        let place = &mut LOADED.lock().unwrap_or_else(PoisonError::into_inner)[usize::from(validation)];
+        match place {
+            Some(instance) => Ok(instance),
+            None => Ok(place.insert(Box::leak(Box::new(Instance::load(validation)?)))),
+        }
+    }
+
+    fn load(validation: bool) -> Result<Instance, VulkanError> {
         // SAFETY: loads the system's Vulkan loader, whose initialisers are taken to be sound as those of any library
         // the system installs.
         let entry = unsafe { ash::Entry::load() }.map_err(|error| VulkanError::NoLoader(error.to_string()))?;
@@ -61,7 +73,7 @@ impl Instance {
         // SAFETY: the structures and the names they point to live through the call.
         let raw = unsafe { entry.create_instance(&info, None) }.map_err(VulkanError::of("vkCreateInstance"))?;
         let messenger = (!layers.is_empty()).then(|| messenger(&entry, &raw)).transpose()?;
-        Ok(Arc::new(Instance { entry, raw, messenger }))
+        Ok(Instance { entry, raw, messenger })
     }
 
     /// Whether the validation layer is on.
@@ -105,18 +117,6 @@ impl Instance {
             }
         }
         Err(lacking.unwrap_or_else(|| VulkanError::OnlySoftware(software.join(", "))))
-    }
-}
-
-impl Drop for Instance {
-    fn drop(&mut self) {
-        // SAFETY: devices hold the instance by `Arc`, so none is left; messenger and instance are destroyed once.
-        unsafe {
-            if let Some((functions, messenger)) = &self.messenger {
-                functions.destroy_debug_utils_messenger(*messenger, None);
-            }
-            self.raw.destroy_instance(None);
-        }
     }
 }
 

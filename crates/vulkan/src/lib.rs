@@ -114,7 +114,7 @@ pub struct Listed {
 /// # Errors
 /// Where there is no Vulkan.
 pub fn list() -> Result<Vec<Listed>, VulkanError> {
-    let candidates = Instance::load(false)?.candidates()?;
+    let candidates = Instance::get(false)?.candidates()?;
     Ok(candidates.into_iter().map(|one| Listed { capabilities: one.capabilities }).collect())
 }
 
@@ -133,7 +133,7 @@ impl Vulkan {
     /// # Errors
     /// Where there is none, it lacks what every kernel needs, or a call fails.
     pub fn open(options: VulkanOptions) -> Result<Vulkan, VulkanError> {
-        let instance = Instance::load(options.validation)?;
+        let instance = Instance::get(options.validation)?;
         let (physical, capabilities) = instance.choose(options.index)?;
         let capabilities = capabilities.without(&options.without)?;
         let context = Context::open(instance, physical, capabilities, options.cache, options.submit_bound)?;
