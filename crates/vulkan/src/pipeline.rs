@@ -2,7 +2,10 @@
 
 use std::{
     path::Path,
-    sync::{Arc, PoisonError},
+    sync::{
+        Arc, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use ash::vk;
@@ -118,7 +121,10 @@ pub(crate) fn store_cache(context: &Context) {
     }
     // SAFETY: the cache belongs to the device.
     let Ok(data) = (unsafe { context.device.get_pipeline_cache_data(context.cache) }) else { return };
-    let beside = path.with_extension(format!("{}.tmp", std::process::id()));
+    /// Apart from other processes' files, and from those of this one's other devices.
+    static STORED: AtomicU64 = AtomicU64::new(0);
+    let mine = STORED.fetch_add(1, Ordering::Relaxed);
+    let beside = path.with_extension(format!("{}-{mine}.tmp", std::process::id()));
     let written = path
         .parent()
         .map_or(Ok(()), std::fs::create_dir_all)
