@@ -63,7 +63,8 @@ impl Default for Behind {
     }
 }
 
-/// An engine on a fixture that has words.
+/// An engine on a fixture that has words. It is loaded by a thread that ends before its device does, as `unicorn serve`
+/// loads it: see the page of the crate `vulkan` on threads.
 pub(crate) fn service(behind: Behind) -> Service {
     static CALLS: AtomicUsize = AtomicUsize::new(0);
     let call = CALLS.fetch_add(1, Ordering::Relaxed);
@@ -80,7 +81,8 @@ pub(crate) fn service(behind: Behind) -> Service {
         kv_memory: KvMemory::Bytes(32 << 20),
         ..LoadOptions::default()
     };
-    let engine = Engine::load(&file, &options, &mut |_, _| ()).unwrap();
+    let load = std::thread::spawn(move || Engine::load(&file, &options, &mut |_, _| ()).unwrap());
+    let engine = load.join().unwrap();
     // The weights stay mapped.
     std::fs::remove_dir_all(&dir).unwrap();
     let options = ServiceOptions { queue: behind.queue, ..ServiceOptions::default() };
